@@ -1,0 +1,6 @@
+//! Evenkeel.
+pub mod data;
+pub mod error;
+pub mod rng;
+pub use error::{Error, Result};
+pub use rng::{Init, Rng};
