@@ -2,5 +2,7 @@
 pub mod data;
 pub mod error;
 pub mod rng;
+#[allow(unsafe_code, reason = "the only room that names an instruction set; each file states the fact it relies on")]
+pub mod simd;
 pub use error::{Error, Result};
 pub use rng::{Init, Rng};

@@ -1,0 +1,219 @@
+//! 16 x f32 and 8 x f64 in 512 bits: AVX-512 F, BW, DQ and VL.
+//!
+//! **The fact that every `SAFETY` comment here relies on.** These types never leave the crate's kernels, and kernels receive
+//! them only from `Isa::run`, which names them only for an `Isa` value that was made after the processor was found to have
+//! these AVX-512 features. So wherever a method of this file runs, its instructions exist.
+
+use super::{Element, Lanes};
+use std::arch::x86_64::*;
+use std::ops::{Add, Div, Mul, Sub};
+
+/// 16 x f32.
+#[derive(Clone, Copy)]
+pub struct F32x16(__m512);
+
+/// 8 x f64.
+#[derive(Clone, Copy)]
+pub struct F64x8(__m512d);
+
+macro_rules! operator {
+    ($name:ident, $trait:ident, $method:ident, $intrinsic:ident) => {
+        impl $trait for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: AVX-512 was detected (top of the file).
+                unsafe { $name($intrinsic(self.0, other.0)) }
+            }
+        }
+    };
+}
+operator!(F32x16, Add, add, _mm512_add_ps);
+operator!(F32x16, Sub, sub, _mm512_sub_ps);
+operator!(F32x16, Mul, mul, _mm512_mul_ps);
+operator!(F32x16, Div, div, _mm512_div_ps);
+operator!(F64x8, Add, add, _mm512_add_pd);
+operator!(F64x8, Sub, sub, _mm512_sub_pd);
+operator!(F64x8, Mul, mul, _mm512_mul_pd);
+operator!(F64x8, Div, div, _mm512_div_pd);
+
+/// A mask of the first `n` lanes.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "n is at most 16")]
+fn first_16(n: usize) -> __mmask16 {
+    assert!(n <= 16);
+    ((1u32 << n) - 1) as __mmask16
+}
+
+/// A mask of the first `n` lanes.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "n is at most 8")]
+fn first_8(n: usize) -> __mmask8 {
+    assert!(n <= 8);
+    ((1u32 << n) - 1) as __mmask8
+}
+
+impl Lanes for F32x16 {
+    type Elem = f32;
+    type Mask = __mmask16;
+    const WIDTH: usize = 16;
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F32x16(_mm512_set1_ps(x)) }
+    }
+    #[inline(always)]
+    fn load(x: &[f32]) -> Self {
+        let x = &x[..16];
+        // SAFETY: the slice has 16 elements; the load needs no alignment; AVX-512 was detected (top of the file).
+        unsafe { F32x16(_mm512_loadu_ps(x.as_ptr())) }
+    }
+    #[inline(always)]
+    fn load_partial(x: &[f32]) -> Self {
+        let mask = first_16(x.len());
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not read.
+        unsafe { F32x16(_mm512_maskz_loadu_ps(mask, x.as_ptr())) }
+    }
+    #[inline(always)]
+    fn store(self, x: &mut [f32]) {
+        let x = &mut x[..16];
+        // SAFETY: the slice has 16 elements; the store needs no alignment; AVX-512 was detected (top of the file).
+        unsafe { _mm512_storeu_ps(x.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn store_partial(self, x: &mut [f32]) {
+        let mask = first_16(x.len());
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written.
+        unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, self.0) }
+    }
+    #[inline(always)]
+    fn from_bytes(x: &[u8]) -> Self {
+        let x = &x[..16];
+        // SAFETY: the slice has the 16 bytes that are loaded; AVX-512 was detected (top of the file).
+        unsafe { F32x16(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))) }
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F32x16(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F32x16(_mm512_sqrt_ps(self.0)) }
+    }
+    #[inline(always)]
+    fn le(self, other: Self) -> __mmask16 {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { _mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    fn select(mask: __mmask16, yes: Self, no: Self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F32x16(_mm512_mask_blend_ps(mask, no.0, yes.0)) }
+    }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        let shifted = self + Self::splat(f32::ROUND_MAGIC);
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe {
+            // The magic number puts the integer in the low bits; bias it and move it to the exponent field.
+            let biased = _mm512_add_epi32(_mm512_castps_si512(shifted.0), _mm512_set1_epi32(127));
+            F32x16(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased)))
+        }
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+}
+
+impl Lanes for F64x8 {
+    type Elem = f64;
+    type Mask = __mmask8;
+    const WIDTH: usize = 8;
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn splat(x: f64) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F64x8(_mm512_set1_pd(x)) }
+    }
+    #[inline(always)]
+    fn load(x: &[f64]) -> Self {
+        let x = &x[..8];
+        // SAFETY: the slice has 8 elements; the load needs no alignment; AVX-512 was detected (top of the file).
+        unsafe { F64x8(_mm512_loadu_pd(x.as_ptr())) }
+    }
+    #[inline(always)]
+    fn load_partial(x: &[f64]) -> Self {
+        let mask = first_8(x.len());
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not read.
+        unsafe { F64x8(_mm512_maskz_loadu_pd(mask, x.as_ptr())) }
+    }
+    #[inline(always)]
+    fn store(self, x: &mut [f64]) {
+        let x = &mut x[..8];
+        // SAFETY: the slice has 8 elements; the store needs no alignment; AVX-512 was detected (top of the file).
+        unsafe { _mm512_storeu_pd(x.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    fn store_partial(self, x: &mut [f64]) {
+        let mask = first_8(x.len());
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written.
+        unsafe { _mm512_mask_storeu_pd(x.as_mut_ptr(), mask, self.0) }
+    }
+    #[inline(always)]
+    fn from_bytes(x: &[u8]) -> Self {
+        let x = &x[..8];
+        // SAFETY: the slice has the 8 bytes that are loaded; AVX-512 was detected (top of the file).
+        unsafe { F64x8(_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())))) }
+    }
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F64x8(_mm512_fmadd_pd(self.0, b.0, c.0)) }
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F64x8(_mm512_sqrt_pd(self.0)) }
+    }
+    #[inline(always)]
+    fn le(self, other: Self) -> __mmask8 {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { _mm512_cmp_pd_mask::<_CMP_LE_OQ>(self.0, other.0) }
+    }
+    #[inline(always)]
+    fn select(mask: __mmask8, yes: Self, no: Self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe { F64x8(_mm512_mask_blend_pd(mask, no.0, yes.0)) }
+    }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        let shifted = self + Self::splat(f64::ROUND_MAGIC);
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe {
+            // The magic number puts the integer in the low bits; bias it and move it to the exponent field.
+            let biased = _mm512_add_epi64(_mm512_castpd_si512(shifted.0), _mm512_set1_epi64(1023));
+            F64x8(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(biased)))
+        }
+    }
+    #[inline(always)]
+    fn sum(self) -> f64 {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe {
+            let four = _mm256_add_pd(_mm512_castpd512_pd256(self.0), _mm512_extractf64x4_pd::<1>(self.0));
+            let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+}
