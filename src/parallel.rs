@@ -1,0 +1,292 @@
+//! Threads that the caller owns, and work cut by size alone.
+//!
+//! A [`Threads`] is a budget: a number of threads, or a pool that the caller already has. [`Threads::run`] enters it; inside,
+//! kernels split what is worth splitting, outside they run on the calling thread. A training step enters once.
+//!
+//! **Same bits for any number of threads.** Work is cut into blocks whose size depends on its shape only. Each block is
+//! computed by itself and written to a place of its own; partial results are merged afterwards in the order of their blocks.
+//! Which thread takes which block is left to the pool and changes nothing.
+//!
+//! **No worse than one thread.** Waking a worker costs about 5 to 15 microseconds on the machines that this was measured on,
+//! so a kernel states what it will cost ([`Cost`]), and work below [`FORK_NANOSECONDS`] stays where it is.
+//!
+//! **No allocation.** Blocks are halved by recursion over `rayon::join`, whose jobs lie on the stack.
+
+use crate::error::{Error, Result};
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Estimated nanoseconds on one thread below which work is not split.
+///
+/// Waking a worker and waiting for it costs 5 to 15 us where this was measured (`benches/train_step.rs` shows the effect on
+/// whole steps); splitting in two can only win when half of the work exceeds that.
+pub const FORK_NANOSECONDS: u64 = 40_000;
+
+/// What a piece of work costs, to decide whether splitting it pays.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    /// Multiplications and additions.
+    pub(crate) flops: usize,
+    /// Bytes read and written.
+    pub(crate) bytes: usize,
+}
+
+impl Cost {
+    /// Time on one thread, by a rate that a core reaches in products (64 flop/ns) and in the cache (16 B/ns).
+    fn nanoseconds(self) -> u64 {
+        (self.flops / 64).max(self.bytes / 16) as u64
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Scope {
+    workers: usize,
+    fork_nanoseconds: u64,
+}
+
+const ALONE: Scope = Scope { workers: 1, fork_nanoseconds: u64::MAX };
+
+thread_local! {
+    static SCOPE: Cell<Scope> = const { Cell::new(ALONE) };
+}
+
+static MIGRATED: AtomicU64 = AtomicU64::new(0);
+
+/// How many pieces of work have run on another worker than the one that offered them, since the process began.
+///
+/// A test that claims to have run in parallel checks that this moved.
+pub fn migrated() -> u64 {
+    MIGRATED.load(Ordering::Relaxed)
+}
+
+/// A budget of threads that the caller owns.
+///
+/// # Examples
+/// ```
+/// use evenkeel::Threads;
+/// let threads = Threads::new(2)?;
+/// let sum: i32 = threads.run(|| (1..=4).sum());
+/// assert_eq!(sum, 10);
+/// # Ok::<(), evenkeel::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Threads {
+    pool: Option<Arc<rayon::ThreadPool>>,
+    fork_nanoseconds: u64,
+}
+
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Threads").field("count", &self.count()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Threads::one()
+    }
+}
+
+impl Threads {
+    /// The calling thread alone.
+    pub fn one() -> Self {
+        Threads { pool: None, fork_nanoseconds: FORK_NANOSECONDS }
+    }
+
+    /// A pool of `count` threads, made here and ended with the last clone of this value; for 1, the calling thread alone.
+    ///
+    /// # Errors
+    /// If `count` is 0 or above 1024, or if the system gives no threads.
+    pub fn new(count: usize) -> Result<Self> {
+        if count == 0 || count > 1024 {
+            return Err(Error::invalid("threads", count, "from 1 to 1024"));
+        }
+        if count == 1 {
+            return Ok(Threads::one());
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|i| format!("evenkeel-{i}"))
+            .build()
+            .map_err(|e| Error::invalid("threads", count, format!("a number that the system can give ({e})")))?;
+        Ok(Threads::from_pool(Arc::new(pool)))
+    }
+
+    /// A pool that the caller already has.
+    pub fn from_pool(pool: Arc<rayon::ThreadPool>) -> Self {
+        Threads { pool: Some(pool), fork_nanoseconds: FORK_NANOSECONDS }
+    }
+
+    /// The same threads, with work split from an estimated `nanoseconds` on (0: always) in place of [`FORK_NANOSECONDS`].
+    ///
+    /// For tests, and for machines where waking a thread costs something else.
+    pub fn fork_from(mut self, nanoseconds: u64) -> Self {
+        self.fork_nanoseconds = nanoseconds;
+        self
+    }
+
+    /// Number of threads.
+    pub fn count(&self) -> usize {
+        self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
+    }
+
+    /// Runs `f` with these threads at the disposal of the kernels that it calls.
+    pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            None => within(ALONE, f),
+            Some(pool) => {
+                let scope = Scope { workers: pool.current_num_threads(), fork_nanoseconds: self.fork_nanoseconds };
+                pool.install(|| within(scope, f))
+            }
+        }
+    }
+}
+
+fn within<R>(scope: Scope, f: impl FnOnce() -> R) -> R {
+    struct Undo(Scope);
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            SCOPE.with(|s| s.set(self.0));
+        }
+    }
+    let _undo = Undo(SCOPE.with(|s| s.replace(scope)));
+    f()
+}
+
+/// Work that can be cut between two of its blocks.
+pub(crate) trait Split: Sized + Send {
+    /// The first `at` blocks, and the rest.
+    fn split(self, at: usize) -> (Self, Self);
+}
+
+/// A slice in blocks of `block` elements, the last one shorter.
+pub(crate) struct Blocks<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) block: usize,
+}
+
+/// A slice that can be written, in blocks of `block` elements, the last one shorter.
+pub(crate) struct BlocksMut<'a, T> {
+    pub(crate) data: &'a mut [T],
+    pub(crate) block: usize,
+}
+
+impl<T: Sync> Split for Blocks<'_, T> {
+    fn split(self, at: usize) -> (Self, Self) {
+        let (a, b) = self.data.split_at((at * self.block).min(self.data.len()));
+        (Blocks { data: a, block: self.block }, Blocks { data: b, block: self.block })
+    }
+}
+
+impl<T: Send> Split for BlocksMut<'_, T> {
+    fn split(self, at: usize) -> (Self, Self) {
+        let cut = (at * self.block).min(self.data.len());
+        let (a, b) = self.data.split_at_mut(cut);
+        (BlocksMut { data: a, block: self.block }, BlocksMut { data: b, block: self.block })
+    }
+}
+
+impl<A: Split, B: Split> Split for (A, B) {
+    fn split(self, at: usize) -> (Self, Self) {
+        let (a0, a1) = self.0.split(at);
+        let (b0, b1) = self.1.split(at);
+        ((a0, b0), (a1, b1))
+    }
+}
+
+impl<A: Split> Split for Option<A> {
+    fn split(self, at: usize) -> (Self, Self) {
+        match self {
+            None => (None, None),
+            Some(work) => {
+                let (a, b) = work.split(at);
+                (Some(a), Some(b))
+            }
+        }
+    }
+}
+
+/// Calls `f(index, block)` for each of `count` blocks of `work`, on several threads where `cost` says that it pays.
+pub(crate) fn for_each<W: Split>(count: usize, cost: Cost, work: W, f: impl Fn(usize, W) + Sync) {
+    let scope = SCOPE.with(Cell::get);
+    if count > 1 && scope.workers > 1 && cost.nanoseconds() >= scope.fork_nanoseconds {
+        halve(0, count, work, &f);
+    } else {
+        each(0, count, work, &f);
+    }
+}
+
+fn each<W: Split>(first: usize, count: usize, work: W, f: &impl Fn(usize, W)) {
+    let mut rest = work;
+    for index in first..first + count {
+        if index + 1 == first + count {
+            return f(index, rest);
+        }
+        let (block, tail) = rest.split(1);
+        f(index, block);
+        rest = tail;
+    }
+}
+
+fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync)) {
+    if count <= 1 {
+        return each(first, count, work, f);
+    }
+    let left = count / 2;
+    let (a, b) = work.split(left);
+    rayon::join_context(
+        |_| halve(first, left, a, f),
+        |context| {
+            if context.migrated() {
+                MIGRATED.fetch_add(1, Ordering::Relaxed);
+            }
+            halve(first + left, count - left, b, f);
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEAR: Cost = Cost { flops: usize::MAX, bytes: 0 };
+
+    #[test]
+    fn every_block_is_visited_once_with_its_index_whatever_the_threads() {
+        for threads in [1, 2, 4, 7] {
+            for len in [0usize, 1, 9, 10, 11, 95] {
+                let mut y = vec![0usize; len];
+                let x: Vec<usize> = (0..len).collect();
+                let count = len.div_ceil(10);
+                let work = (Blocks { data: &x, block: 10 }, BlocksMut { data: &mut y, block: 10 });
+                Threads::new(threads).unwrap().run(|| {
+                    for_each(count, DEAR, work, |index, (x, y)| {
+                        for (x, y) in x.data.iter().zip(y.data) {
+                            *y += 1000 * index + x;
+                        }
+                    });
+                });
+                for (i, y) in y.iter().enumerate() {
+                    assert_eq!(*y, 1000 * (i / 10) + i, "{threads} threads, {len} elements");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_work_and_bare_calls_stay_on_the_calling_thread() {
+        let here = std::thread::current().id();
+        let check = |_, _: Blocks<'_, u8>| assert_eq!(std::thread::current().id(), here);
+        for_each(100, DEAR, Blocks { data: &[0; 100], block: 1 }, check);
+        let two = Threads::new(2).unwrap();
+        two.run(|| {
+            let worker = std::thread::current().id();
+            for_each(100, Cost { flops: 100, bytes: 100 }, Blocks { data: &[0; 100], block: 1 }, |_, _| {
+                assert_eq!(std::thread::current().id(), worker);
+            });
+        });
+        assert!(Threads::new(0).is_err());
+    }
+}
