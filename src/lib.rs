@@ -1,6 +1,7 @@
 //! Evenkeel.
 pub mod data;
 pub mod error;
+pub mod kernels;
 pub mod matrix;
 pub mod parallel;
 pub mod rng;
