@@ -119,7 +119,9 @@ impl<T: Element> Tensor<T> {
         tensor.data_mut().copy_from_slice(data);
         Ok(tensor)
     }
+}
 
+impl<T> Tensor<T> {
     /// The dimensions.
     pub fn shape(&self) -> Shape {
         self.shape
@@ -152,9 +154,9 @@ impl<T: Element> Clone for Tensor<T> {
     }
 }
 
-impl<T: Element> fmt::Debug for Tensor<T> {
+impl<T: fmt::Debug> fmt::Debug for Tensor<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor<{}>{} {:?}", T::NAME, self.shape, self.data())
+        write!(f, "Tensor{} {:?}", self.shape, self.data())
     }
 }
 

@@ -1,1 +1,2 @@
+//! The evenkeel command.
 fn main() {}

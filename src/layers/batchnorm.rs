@@ -1,0 +1,225 @@
+//! The batch normalisation layer over `[n, c]`, with PyTorch's options; see [`kernels::batchnorm`](crate::kernels::batchnorm).
+
+use super::{Layer, Parameter, ParameterMut, check_backward, check_output, expect_room};
+use crate::error::{Error, Result};
+use crate::kernels::Activation;
+use crate::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
+use crate::simd::Element;
+use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
+
+/// PyTorch's options, with its names and defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNormOptions {
+    /// Added to the variance, inside the root. Default 1e-5.
+    pub eps: f64,
+    /// Weight of a batch in the running statistics; `None` for their cumulative average. Default 0.1. Any number is taken, as
+    /// PyTorch does.
+    pub momentum: Option<f64>,
+    /// Whether there are a scale and a shift per channel to be learnt. Default yes.
+    pub affine: bool,
+    /// Whether running statistics are kept, for evaluation; without them evaluation uses the batch's own. Default yes.
+    pub track_running_stats: bool,
+}
+
+impl Default for BatchNormOptions {
+    fn default() -> Self {
+        BatchNormOptions { eps: 1e-5, momentum: Some(0.1), affine: true, track_running_stats: true }
+    }
+}
+
+/// Batch normalisation of features.
+///
+/// Training normalises with the batch's biased variance and moves the running statistics with the unbiased one,
+/// `running = (1 - momentum) running + momentum batch`; evaluation normalises with the running statistics.
+///
+/// # Shapes
+/// `x`, `y`: `[n, features]`.
+#[derive(Debug)]
+pub struct BatchNorm1d<T> {
+    features: usize,
+    options: BatchNormOptions,
+    affine: Option<Affine<T>>,
+    running: Option<Running<T>>,
+}
+
+#[derive(Debug)]
+struct Affine<T> {
+    gamma: Tensor<T>,
+    dgamma: Tensor<T>,
+    beta: Tensor<T>,
+    dbeta: Tensor<T>,
+}
+
+#[derive(Debug)]
+struct Running<T> {
+    mean: Tensor<T>,
+    var: Tensor<T>,
+    batches: u64,
+}
+
+impl<T: Element> BatchNorm1d<T> {
+    /// A layer with PyTorch's defaults: scale 1, shift 0, running mean 0, running variance 1.
+    ///
+    /// # Errors
+    /// If there are no features, or more than can be addressed.
+    pub fn new(features: usize) -> Result<Self> {
+        BatchNorm1d::with_options(features, BatchNormOptions::default())
+    }
+
+    /// A layer with other options.
+    ///
+    /// # Errors
+    /// If there are no features, or more than can be addressed; if eps is negative or not finite, or momentum is not finite.
+    pub fn with_options(features: usize, options: BatchNormOptions) -> Result<Self> {
+        if features == 0 {
+            return Err(Error::shape("batchnorm", "at least one feature", 0));
+        }
+        if !(options.eps.is_finite() && options.eps >= 0.0) {
+            return Err(Error::invalid("batchnorm: eps", options.eps, "finite and at least 0"));
+        }
+        if let Some(momentum) = options.momentum.filter(|m| !m.is_finite()) {
+            return Err(Error::invalid("batchnorm: momentum", momentum, "finite"));
+        }
+        let zeros = Tensor::zeros([features])?;
+        let mut ones = zeros.clone();
+        ones.data_mut().fill(T::ONE);
+        let affine = options.affine.then(|| Affine {
+            gamma: ones.clone(),
+            dgamma: zeros.clone(),
+            beta: zeros.clone(),
+            dbeta: zeros.clone(),
+        });
+        let running = options.track_running_stats.then_some(Running { mean: zeros, var: ones, batches: 0 });
+        Ok(BatchNorm1d { features, options, affine, running })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> BatchNormOptions {
+        self.options
+    }
+
+    /// Running mean and running (unbiased) variance, if they are kept.
+    pub fn running(&self) -> Option<(&[T], &[T])> {
+        self.running.as_ref().map(|r| (r.mean.data(), r.var.data()))
+    }
+
+    /// Number of training batches seen; PyTorch's `num_batches_tracked`.
+    pub fn num_batches_tracked(&self) -> u64 {
+        self.running.as_ref().map_or(0, |r| r.batches)
+    }
+
+    fn norm(&self) -> BatchNorm<'_, T> {
+        BatchNorm {
+            channels: self.features,
+            gamma: self.affine.as_ref().map(|a| a.gamma.data()),
+            beta: self.affine.as_ref().map(|a| a.beta.data()),
+            eps: self.options.eps,
+            activation: Activation::Identity,
+        }
+    }
+}
+
+impl<T: Element> Layer<T> for BatchNorm1d<T> {
+    fn describe(&self) -> String {
+        format!("BatchNorm1d({})", self.features)
+    }
+
+    fn output_shape(&self, input: Shape) -> Result<Shape> {
+        match input.dims() {
+            [_, features] if *features == self.features => Ok(input),
+            _ => Err(Error::shape(self.describe(), format!("[n, {}]", self.features), input)),
+        }
+    }
+
+    fn saved_len(&self, _input: Shape) -> usize {
+        batchnorm::saved_len(self.features)
+    }
+
+    fn scratch_len(&self, input: Shape) -> usize {
+        let pass = batchnorm::scratch_len(input.dims()[0], self.features);
+        // Evaluation keeps its constants in scratch as well.
+        pass + batchnorm::saved_len(self.features)
+    }
+
+    fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
+        check_output(self, x, y.shape(), scratch)?;
+        let (saved, scratch) = scratch.split_at_mut(batchnorm::saved_len(self.features));
+        match &self.running {
+            Some(running) => {
+                let statistics = (running.mean.data(), running.var.data());
+                batchnorm::forward_frozen(&self.norm(), x.data(), statistics, y.data(), saved)
+            }
+            None => batchnorm::forward(&self.norm(), x.data(), y.data(), saved, scratch),
+        }
+    }
+
+    fn forward(
+        &mut self,
+        x: TensorRef<'_, T>,
+        mut y: TensorMut<'_, T>,
+        saved: &mut [T],
+        scratch: &mut [T],
+    ) -> Result<()> {
+        check_output(self, x, y.shape(), scratch)?;
+        let needed = batchnorm::saved_len(self.features);
+        expect_room("batchnorm: saved", needed, saved.len())?;
+        let saved = &mut saved[..needed];
+        batchnorm::forward(&self.norm(), x.data(), y.data(), saved, scratch)?;
+        let n = x.shape().dims()[0];
+        if let Some(running) = self.running.as_mut().filter(|_| n > 0) {
+            running.batches += 1;
+            let momentum = self.options.momentum.unwrap_or(1.0 / running.batches as f64);
+            batchnorm::update_running(saved, n, momentum, running.mean.data_mut(), running.var.data_mut());
+        }
+        Ok(())
+    }
+
+    fn backward(
+        &mut self,
+        x: TensorRef<'_, T>,
+        dy: TensorRef<'_, T>,
+        dx: Option<TensorMut<'_, T>>,
+        saved: &[T],
+        scratch: &mut [T],
+    ) -> Result<()> {
+        check_backward(self, x, dy, dx.as_ref().map(|dx| dx.shape()), saved, scratch)?;
+        let saved = &saved[..batchnorm::saved_len(self.features)];
+        let mut norm = BatchNorm {
+            channels: self.features,
+            gamma: None,
+            beta: None,
+            eps: self.options.eps,
+            activation: Activation::Identity,
+        };
+        let mut gradients = Gradients { dx: dx.map(TensorMut::into_data), dgamma: None, dbeta: None };
+        if let Some(affine) = &mut self.affine {
+            norm.gamma = Some(affine.gamma.data());
+            norm.beta = Some(affine.beta.data());
+            gradients.dgamma = Some(affine.dgamma.data_mut());
+            gradients.dbeta = Some(affine.dbeta.data_mut());
+        }
+        batchnorm::backward(&norm, Statistics::Batch, x.data(), dy.data(), saved, gradients, scratch);
+        Ok(())
+    }
+
+    fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
+        if let Some(a) = &self.affine {
+            f(Parameter { name: "weight", value: a.gamma.data(), grad: a.dgamma.data() });
+            f(Parameter { name: "bias", value: a.beta.data(), grad: a.dbeta.data() });
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, T>)) {
+        if let Some(a) = &mut self.affine {
+            f(ParameterMut { name: "weight", value: a.gamma.data_mut(), grad: a.dgamma.data_mut() });
+            f(ParameterMut { name: "bias", value: a.beta.data_mut(), grad: a.dbeta.data_mut() });
+        }
+    }
+
+    fn visit_buffers_mut(&mut self, f: &mut dyn FnMut(&'static str, &mut [T])) {
+        if let Some(running) = &mut self.running {
+            f("running_mean", running.mean.data_mut());
+            f("running_var", running.var.data_mut());
+        }
+    }
+}

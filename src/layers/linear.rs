@@ -1,0 +1,192 @@
+//! The fully connected layer: `Y = X W^T + b` in PyTorch's terms.
+//!
+//! The weight is stored as `[in, out]`, the order in which the product reads it without a copy; [`Linear::weight`] and
+//! [`Linear::set_weight`] speak PyTorch's `[out, in]`. With the stored W:
+//!
+//! ```text
+//! Y = X W + 1 b^T        dX = dY W^T        dW = X^T dY        db = dY^T 1
+//! ```
+
+use super::{Layer, Parameter, ParameterMut, check_backward, check_output};
+use crate::error::{Error, Result};
+use crate::kernels::gemm::{self, gemm};
+use crate::kernels::reduce;
+use crate::matrix::{MatMut, MatRef};
+use crate::rng::{Init, Rng};
+use crate::simd::Element;
+use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
+
+/// A fully connected layer.
+///
+/// # Shapes
+/// `x`: `[n, in_features]`, `y`: `[n, out_features]`.
+#[derive(Debug)]
+pub struct Linear<T> {
+    in_features: usize,
+    out_features: usize,
+    weight: Tensor<T>,
+    dweight: Tensor<T>,
+    bias: Option<(Tensor<T>, Tensor<T>)>,
+}
+
+impl<T: Element> Linear<T> {
+    /// A layer with a bias, initialised as PyTorch does: weight and bias uniform in +-1/sqrt(in_features).
+    ///
+    /// # Errors
+    /// If a width is 0, or if the weight cannot be addressed.
+    pub fn new(in_features: usize, out_features: usize, rng: &mut Rng) -> Result<Self> {
+        Linear::with_init(in_features, out_features, Init::PyTorch, rng)
+    }
+
+    /// A layer whose weight is drawn as `init` says; the bias is PyTorch's for [`Init::PyTorch`] and zero else.
+    ///
+    /// # Errors
+    /// If a width is 0, or if the weight cannot be addressed.
+    pub fn with_init(in_features: usize, out_features: usize, init: Init, rng: &mut Rng) -> Result<Self> {
+        if in_features == 0 || out_features == 0 {
+            let found = format!("{in_features} inputs, {out_features} outputs");
+            return Err(Error::shape("linear", "at least one input and one output", found));
+        }
+        let weight = Tensor::zeros([in_features, out_features])?;
+        let dweight = weight.clone();
+        let bias = Some((Tensor::zeros([out_features])?, Tensor::zeros([out_features])?));
+        let mut layer = Linear { in_features, out_features, weight, dweight, bias };
+        // Drawn in PyTorch's order, row by row of [out, in], then the bias.
+        for o in 0..out_features {
+            for i in 0..in_features {
+                layer.weight.data_mut()[i * out_features + o] = T::from_f64(init.draw(in_features, out_features, rng));
+            }
+        }
+        if let (Some((bias, _)), Init::PyTorch) = (&mut layer.bias, init) {
+            for b in bias.data_mut() {
+                *b = T::from_f64(init.draw(in_features, out_features, rng));
+            }
+        }
+        Ok(layer)
+    }
+
+    /// The same layer without its bias.
+    pub fn without_bias(mut self) -> Self {
+        self.bias = None;
+        self
+    }
+
+    /// The weight in PyTorch's order, `[out, in]`.
+    pub fn weight(&self) -> Vec<T> {
+        let stored = MatRef::new(self.weight.data(), self.in_features, self.out_features).transpose();
+        let (rows, cols) = (self.out_features, self.in_features);
+        (0..rows * cols).map(|at| stored.get(at / cols, at % cols)).collect()
+    }
+
+    /// Sets the weight from PyTorch's order, `[out, in]`.
+    ///
+    /// # Errors
+    /// If the number of elements is not `out_features * in_features`.
+    pub fn set_weight(&mut self, weight: &[T]) -> Result<()> {
+        let shape = Shape::new(&[self.out_features, self.in_features]);
+        let source = TensorRef::new(shape, weight)?;
+        let stored = self.weight.data_mut();
+        for o in 0..self.out_features {
+            for i in 0..self.in_features {
+                stored[i * self.out_features + o] = source.data()[o * self.in_features + i];
+            }
+        }
+        Ok(())
+    }
+
+    /// The bias, if there is one.
+    pub fn bias(&self) -> Option<&[T]> {
+        self.bias.as_ref().map(|(bias, _)| bias.data())
+    }
+
+    /// Sets the bias.
+    ///
+    /// # Errors
+    /// If there is none, or if the number of elements is not `out_features`.
+    pub fn set_bias(&mut self, bias: &[T]) -> Result<()> {
+        let Some((stored, _)) = &mut self.bias else {
+            return Err(Error::shape("linear: bias", "none", format!("{} elements", bias.len())));
+        };
+        *stored = Tensor::from_slice([self.out_features], bias)?;
+        Ok(())
+    }
+
+    fn rows(&self, input: Shape) -> usize {
+        input.dims()[0]
+    }
+}
+
+impl<T: Element> Layer<T> for Linear<T> {
+    fn describe(&self) -> String {
+        format!("Linear({}, {})", self.in_features, self.out_features)
+    }
+
+    fn output_shape(&self, input: Shape) -> Result<Shape> {
+        match input.dims() {
+            [n, features] if *features == self.in_features => Ok(Shape::new(&[*n, self.out_features])),
+            _ => Err(Error::shape(self.describe(), format!("[n, {}]", self.in_features), input)),
+        }
+    }
+
+    fn scratch_len(&self, input: Shape) -> usize {
+        let (n, i, o) = (self.rows(input), self.in_features, self.out_features);
+        let products = [(n, i, o), (n, o, i), (i, n, o)].map(|(m, k, n)| gemm::scratch_len::<T>(m, k, n));
+        products.into_iter().fold(reduce::scratch_len(n, o), usize::max)
+    }
+
+    fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
+        check_output(self, x, y.shape(), scratch)?;
+        let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
+        let beta = if let Some((bias, _)) = &self.bias {
+            for row in y.data().chunks_exact_mut(o) {
+                row.copy_from_slice(bias.data());
+            }
+            T::ONE
+        } else {
+            T::ZERO
+        };
+        let (x, weight) = (MatRef::new(x.data(), n, i), MatRef::new(self.weight.data(), i, o));
+        gemm(T::ONE, x, weight, beta, MatMut::new(y.data(), n, o), scratch);
+        Ok(())
+    }
+
+    fn forward(&mut self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, _saved: &mut [T], scratch: &mut [T]) -> Result<()> {
+        self.infer(x, y, scratch)
+    }
+
+    fn backward(
+        &mut self,
+        x: TensorRef<'_, T>,
+        dy: TensorRef<'_, T>,
+        dx: Option<TensorMut<'_, T>>,
+        saved: &[T],
+        scratch: &mut [T],
+    ) -> Result<()> {
+        check_backward(self, x, dy, dx.as_ref().map(|dx| dx.shape()), saved, scratch)?;
+        let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
+        if let Some((_, dbias)) = &mut self.bias {
+            reduce::column_sums(dy.data(), dbias.data_mut(), scratch);
+        }
+        let (x, dy) = (MatRef::new(x.data(), n, i), MatRef::new(dy.data(), n, o));
+        gemm(T::ONE, x.transpose(), dy, T::ONE, MatMut::new(self.dweight.data_mut(), i, o), scratch);
+        if let Some(mut dx) = dx {
+            let weight = MatRef::new(self.weight.data(), i, o);
+            gemm(T::ONE, dy, weight.transpose(), T::ZERO, MatMut::new(dx.data(), n, i), scratch);
+        }
+        Ok(())
+    }
+
+    fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
+        f(Parameter { name: "weight", value: self.weight.data(), grad: self.dweight.data() });
+        if let Some((bias, dbias)) = &self.bias {
+            f(Parameter { name: "bias", value: bias.data(), grad: dbias.data() });
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, T>)) {
+        f(ParameterMut { name: "weight", value: self.weight.data_mut(), grad: self.dweight.data_mut() });
+        if let Some((bias, dbias)) = &mut self.bias {
+            f(ParameterMut { name: "bias", value: bias.data_mut(), grad: dbias.data_mut() });
+        }
+    }
+}

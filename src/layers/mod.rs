@@ -1,0 +1,152 @@
+//! Layers: parameters, their gradients, and the three passes over a batch.
+//!
+//! **Who owns what.** A layer owns its parameters, their gradients and its running statistics. The caller owns input, output,
+//! what backward needs (`saved`) and scratch: the layer says how much ([`Layer::saved_len`], [`Layer::scratch_len`]), and a
+//! [`Workspace`](crate::model::Workspace) takes it all from one arena. So nothing is allocated per step, and
+//! [`Layer::infer`], which takes `&self`, can run on many threads at once.
+//!
+//! **The mode is in the call.** `infer` uses running statistics and changes nothing; `forward` uses the batch and keeps what
+//! `backward` needs. There is no hidden flag to forget.
+//!
+//! Your own layer implements the same trait and sits in a model like ours.
+
+mod batchnorm;
+mod linear;
+mod relu;
+
+pub use batchnorm::{BatchNorm1d, BatchNormOptions};
+pub use linear::Linear;
+pub use relu::Relu;
+
+use crate::error::{Error, Result};
+use crate::simd::Element;
+use crate::tensor::{Shape, TensorMut, TensorRef};
+
+/// One parameter tensor and its gradient.
+#[derive(Debug)]
+pub struct Parameter<'a, T> {
+    /// PyTorch's name within the layer: `weight`, `bias`.
+    pub name: &'static str,
+    /// The values, in the layer's own order.
+    pub value: &'a [T],
+    /// Their gradient, in the same order; backward passes add to it.
+    pub grad: &'a [T],
+}
+
+/// One parameter tensor and its gradient, to be written.
+#[derive(Debug)]
+pub struct ParameterMut<'a, T> {
+    /// PyTorch's name within the layer: `weight`, `bias`.
+    pub name: &'static str,
+    /// The values, in the layer's own order.
+    pub value: &'a mut [T],
+    /// Their gradient, in the same order; backward passes add to it.
+    pub grad: &'a mut [T],
+}
+
+/// A differentiable function of a batch, with parameters.
+///
+/// All shapes are those of whole batches; the first dimension is the batch.
+pub trait Layer<T: Element>: Send + Sync {
+    /// What it is and how wide, as in `Linear(784, 32)`.
+    fn describe(&self) -> String;
+
+    /// Shape of the output for an input of this shape.
+    ///
+    /// # Errors
+    /// If the layer does not take such an input.
+    fn output_shape(&self, input: Shape) -> Result<Shape>;
+
+    /// Elements that [`Layer::forward`] saves for [`Layer::backward`].
+    fn saved_len(&self, _input: Shape) -> usize {
+        0
+    }
+
+    /// Elements of scratch that any of the passes needs.
+    fn scratch_len(&self, _input: Shape) -> usize {
+        0
+    }
+
+    /// Evaluation: `y = f(x)` with running statistics; changes nothing.
+    ///
+    /// # Errors
+    /// If a shape or a value does not fit; `y` is unchanged then.
+    fn infer(&self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()>;
+
+    /// Training: `y = f(x)` with the batch's statistics; fills `saved`, and moves running statistics.
+    ///
+    /// # Errors
+    /// If a shape or a value does not fit; nothing is changed then.
+    fn forward(&mut self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, saved: &mut [T], scratch: &mut [T]) -> Result<()>;
+
+    /// Adds the gradients of the parameters to theirs, and writes that of `x` to `dx` if asked for.
+    ///
+    /// `x` and `saved` are those of the latest [`Layer::forward`], `dy` is the gradient of its output.
+    ///
+    /// # Errors
+    /// If a shape does not fit; nothing is changed then.
+    fn backward(
+        &mut self,
+        x: TensorRef<'_, T>,
+        dy: TensorRef<'_, T>,
+        dx: Option<TensorMut<'_, T>>,
+        saved: &[T],
+        scratch: &mut [T],
+    ) -> Result<()>;
+
+    /// [`Layer::forward`] with every decision (which side of a kink, which maximum) taken as at `base`, so that finite differences
+    /// see a smooth function. A layer without decisions leaves this alone.
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    fn forward_held(
+        &mut self,
+        _base: TensorRef<'_, T>,
+        x: TensorRef<'_, T>,
+        y: TensorMut<'_, T>,
+        saved: &mut [T],
+        scratch: &mut [T],
+    ) -> Result<()> {
+        self.forward(x, y, saved, scratch)
+    }
+
+    /// Calls `f` with each parameter, always in the same order.
+    fn visit(&self, _f: &mut dyn FnMut(Parameter<'_, T>)) {}
+
+    /// Calls `f` with each parameter, in the order of [`Layer::visit`].
+    fn visit_mut(&mut self, _f: &mut dyn FnMut(ParameterMut<'_, T>)) {}
+
+    /// Calls `f` with the name and the values of each buffer that is not a parameter (running statistics).
+    fn visit_buffers_mut(&mut self, _f: &mut dyn FnMut(&'static str, &mut [T])) {}
+}
+
+/// An error unless `found` is `expected`.
+fn expect_shape(what: &str, expected: Shape, found: Shape) -> Result<()> {
+    if expected == found { Ok(()) } else { Err(Error::shape(what, expected, found)) }
+}
+
+/// An error unless a caller's slice has at least `needed` elements.
+fn expect_room(what: &str, needed: usize, found: usize) -> Result<()> {
+    if found >= needed { Ok(()) } else { Err(Error::shape(what, format!("{needed} elements"), found)) }
+}
+
+/// Checks the shapes and room of a pass that writes `y`.
+fn check_output<T: Element>(layer: &dyn Layer<T>, x: TensorRef<'_, T>, y: Shape, scratch: &[T]) -> Result<()> {
+    let what = layer.describe();
+    expect_shape(&what, layer.output_shape(x.shape())?, y)?;
+    expect_room(&what, layer.scratch_len(x.shape()), scratch.len())
+}
+
+/// Checks the shapes and room of a backward pass.
+fn check_backward<T: Element>(
+    layer: &dyn Layer<T>,
+    x: TensorRef<'_, T>,
+    dy: TensorRef<'_, T>,
+    dx: Option<Shape>,
+    saved: &[T],
+    scratch: &[T],
+) -> Result<()> {
+    check_output(layer, x, dy.shape(), scratch)?;
+    expect_room(&layer.describe(), layer.saved_len(x.shape()), saved.len())?;
+    dx.map_or(Ok(()), |dx| expect_shape(&layer.describe(), x.shape(), dx))
+}

@@ -1,0 +1,402 @@
+//! Models: layers one after another, and the memory that a pass through them needs.
+
+use crate::error::{Error, Result};
+use crate::layers::{Layer, Parameter, ParameterMut};
+use crate::optim::Optimizer;
+use crate::simd::Element;
+use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
+
+/// Layers in a row: the output of each is the input of the next.
+///
+/// # Examples
+/// ```
+/// use evenkeel::layers::{BatchNorm1d, Linear, Relu};
+/// use evenkeel::{Rng, Sequential};
+/// let mut rng = Rng::new(1, "init");
+/// let model = Sequential::<f32>::new()
+///     .push(Linear::new(784, 32, &mut rng)?)
+///     .push(BatchNorm1d::new(32)?)
+///     .push(Relu::new())
+///     .push(Linear::new(32, 10, &mut rng)?);
+/// assert_eq!(model.output_shape([64, 784].into())?, [64, 10].into());
+/// # Ok::<(), evenkeel::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sequential<T> {
+    layers: Vec<Box<dyn Layer<T>>>,
+}
+
+impl<T: Element> Sequential<T> {
+    /// A model without layers.
+    pub fn new() -> Self {
+        Sequential { layers: Vec::new() }
+    }
+
+    /// The model with one more layer at its end.
+    pub fn push(mut self, layer: impl Layer<T> + 'static) -> Self {
+        self.layers.push(Box::new(layer));
+        self
+    }
+
+    /// Number of layers.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Whether there are no layers.
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// The layers, first to last.
+    pub fn layers(&self) -> impl Iterator<Item = &dyn Layer<T>> {
+        self.layers.iter().map(|layer| layer.as_ref())
+    }
+
+    /// Shape of the output for a batch of this shape.
+    ///
+    /// # Errors
+    /// If a layer does not take what the one before it gives; the error names its place.
+    pub fn output_shape(&self, input: Shape) -> Result<Shape> {
+        self.layers.iter().enumerate().try_fold(input, |shape, (i, layer)| named(i, layer.output_shape(shape)))
+    }
+
+    /// Memory for training with batches of at most this shape.
+    ///
+    /// # Errors
+    /// If the layers do not fit one another, or if the memory cannot be addressed.
+    pub fn workspace(&self, input: Shape) -> Result<Workspace<T>> {
+        Workspace::new(self, input)
+    }
+
+    /// Memory for evaluating batches of at most this shape.
+    ///
+    /// # Errors
+    /// If the layers do not fit one another, or if the memory cannot be addressed.
+    pub fn infer_space(&self, input: Shape) -> Result<InferSpace<T>> {
+        let (mut widest, mut scratch, mut shape) = (0, 0, input);
+        for (i, layer) in self.layers.iter().enumerate() {
+            scratch = scratch.max(layer.scratch_len(shape));
+            shape = named(i, layer.output_shape(shape))?;
+            widest = widest.max(checked_len(shape)?);
+        }
+        Ok(InferSpace {
+            current: Tensor::zeros([widest])?,
+            next: Tensor::zeros([widest])?,
+            scratch: Tensor::zeros([scratch])?,
+            largest: input,
+        })
+    }
+
+    /// Evaluates a batch: running statistics, nothing changed. The output stays in `space` until its next use.
+    ///
+    /// # Errors
+    /// If the batch is not one that `space` was made for, or if a layer refuses it.
+    pub fn infer<'s>(&self, x: TensorRef<'_, T>, space: &'s mut InferSpace<T>) -> Result<TensorRef<'s, T>> {
+        check_batch(x.shape(), space.largest)?;
+        let mut shape = x.shape();
+        if self.layers.is_empty() {
+            return Err(Error::shape("model", "at least one layer", 0));
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let output = named(i, layer.output_shape(shape))?;
+            let (input_data, output_data) = (&space.current.data()[..], &mut space.next.data_mut()[..output.len()]);
+            let input = if i == 0 { x } else { TensorRef::new(shape, &input_data[..shape.len()])? };
+            named(i, layer.infer(input, TensorMut::new(output, output_data)?, space.scratch.data_mut()))?;
+            std::mem::swap(&mut space.current, &mut space.next);
+            shape = output;
+        }
+        TensorRef::new(shape, &space.current.data()[..shape.len()])
+    }
+
+    /// Runs a training batch forward; outputs and what backward needs stay in `space`.
+    ///
+    /// # Errors
+    /// If the batch is not one that `space` was made for, or if a layer refuses it (a batch of one before BatchNorm).
+    pub fn forward(&mut self, x: TensorRef<'_, T>, space: &mut Workspace<T>) -> Result<()> {
+        self.run(x, space, None)
+    }
+
+    /// [`Sequential::forward`] with every decision of every layer taken as in `base`, a forward pass of this model.
+    ///
+    /// # Errors
+    /// As [`Sequential::forward`].
+    pub(crate) fn forward_held(
+        &mut self,
+        x: TensorRef<'_, T>,
+        space: &mut Workspace<T>,
+        base: (TensorRef<'_, T>, &Workspace<T>),
+    ) -> Result<()> {
+        self.run(x, space, Some(base))
+    }
+
+    fn run(
+        &mut self,
+        x: TensorRef<'_, T>,
+        space: &mut Workspace<T>,
+        base: Option<(TensorRef<'_, T>, &Workspace<T>)>,
+    ) -> Result<()> {
+        space.fit(self, x.shape())?;
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            let (before, output, saved, scratch) = space.forward_parts(i);
+            let input = before.unwrap_or(x);
+            let result = match base {
+                None => layer.forward(input, output, saved, scratch),
+                Some((base_x, base_space)) => {
+                    let base_input = if i == 0 { base_x } else { base_space.output_of(i - 1) };
+                    layer.forward_held(base_input, input, output, saved, scratch)
+                }
+            };
+            named(i, result)?;
+        }
+        Ok(())
+    }
+
+    /// Runs backward from the gradient of the output ([`Workspace::output_and_gradient`]); adds to the parameters' gradients.
+    ///
+    /// The gradient of `x` itself is computed only if `dx` asks for it.
+    ///
+    /// # Errors
+    /// If `x` is not the batch of the latest forward pass by shape, or if a layer refuses.
+    pub fn backward(
+        &mut self,
+        x: TensorRef<'_, T>,
+        space: &mut Workspace<T>,
+        dx: Option<TensorMut<'_, T>>,
+    ) -> Result<()> {
+        if x.shape() != space.input {
+            return Err(Error::shape("model: x of the backward pass", space.input, x.shape()));
+        }
+        let mut dx = dx;
+        for (i, layer) in self.layers.iter_mut().enumerate().rev() {
+            let (before, dy, previous, saved, scratch) = space.backward_parts(i);
+            let target = if i == 0 { dx.take() } else { Some(previous) };
+            named(i, layer.backward(before.unwrap_or(x), dy, target, saved, scratch))?;
+        }
+        Ok(())
+    }
+
+    /// Sets all gradients to zero.
+    pub fn zero_grad(&mut self) {
+        self.visit_mut(&mut |_, parameter| parameter.grad.fill(T::ZERO));
+    }
+
+    /// One step of an optimiser along the gradients.
+    ///
+    /// # Errors
+    /// If the optimiser was used with another model before.
+    pub fn step(&mut self, optimizer: &mut dyn Optimizer<T>) -> Result<()> {
+        optimizer.begin_step();
+        let mut index = 0;
+        let mut result = Ok(());
+        self.visit_mut(&mut |_, parameter| {
+            if result.is_ok() {
+                result = optimizer.update(index, parameter.value, parameter.grad);
+            }
+            index += 1;
+        });
+        result
+    }
+
+    /// Calls `f` with the index of the layer and each of its parameters, in order.
+    pub fn visit(&self, f: &mut dyn FnMut(usize, Parameter<'_, T>)) {
+        for (i, layer) in self.layers.iter().enumerate() {
+            layer.visit(&mut |parameter| f(i, parameter));
+        }
+    }
+
+    /// Calls `f` with the index of the layer and each of its parameters, in order.
+    pub fn visit_mut(&mut self, f: &mut dyn FnMut(usize, ParameterMut<'_, T>)) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            layer.visit_mut(&mut |parameter| f(i, parameter));
+        }
+    }
+
+    /// Calls `f` with each buffer that is not a parameter, in order.
+    pub(crate) fn visit_buffers_mut(&mut self, f: &mut dyn FnMut(&mut [T])) {
+        for layer in &mut self.layers {
+            layer.visit_buffers_mut(&mut |_, buffer| f(buffer));
+        }
+    }
+
+    /// Number of parameters.
+    pub fn parameter_count(&self) -> usize {
+        let mut count = 0;
+        self.visit(&mut |_, parameter| count += parameter.value.len());
+        count
+    }
+
+    /// The layer at `index` as `1: BatchNorm1d(32)`.
+    pub fn name_of(&self, index: usize) -> String {
+        format!("{index}: {}", self.layers[index].describe())
+    }
+}
+
+/// Puts a layer's place in front of its error.
+fn named<R>(index: usize, result: Result<R>) -> Result<R> {
+    result.map_err(|error| match error {
+        Error::Shape { what, expected, found } => {
+            Error::Shape { what: format!("layer {index}: {what}"), expected, found }
+        }
+        other => other,
+    })
+}
+
+fn checked_len(shape: Shape) -> Result<usize> {
+    shape.checked_len().ok_or_else(|| Error::shape("model", "a size that fits an address", shape))
+}
+
+/// An error unless `found` is `largest` with as many rows or fewer.
+fn check_batch(found: Shape, largest: Shape) -> Result<()> {
+    let fits = found.dims().len() == largest.dims().len()
+        && found.dims().first() <= largest.dims().first()
+        && found.dims().iter().skip(1).eq(largest.dims().iter().skip(1));
+    if fits { Ok(()) } else { Err(Error::shape("model: batch", format!("at most {largest}"), found)) }
+}
+
+/// What evaluation needs: two tensors that take turns, and scratch.
+#[derive(Debug)]
+pub struct InferSpace<T> {
+    current: Tensor<T>,
+    next: Tensor<T>,
+    scratch: Tensor<T>,
+    largest: Shape,
+}
+
+/// What training needs, in one allocation: every layer's output and saved values, two gradients that take turns, and scratch.
+#[derive(Debug)]
+pub struct Workspace<T> {
+    arena: Tensor<T>,
+    largest: Shape,
+    input: Shape,
+    /// Shape of each layer's output for the batch at hand.
+    outputs: Vec<Shape>,
+    /// Room for each layer's output, at the largest batch: where it starts.
+    output_at: Vec<usize>,
+    /// Room for each layer's saved values: where it starts and how long it is.
+    saved_at: Vec<(usize, usize)>,
+    gradient_at: usize,
+    gradient_len: usize,
+    scratch_at: usize,
+}
+
+impl<T: Element> Workspace<T> {
+    fn new(model: &Sequential<T>, largest: Shape) -> Result<Self> {
+        let line = crate::tensor::ALIGNMENT / size_of::<T>();
+        let mut end = 0usize;
+        // Every part starts on a cache line.
+        let mut take = |len: usize| -> Result<usize> {
+            let start = end;
+            let next = len.checked_next_multiple_of(line).and_then(|len| end.checked_add(len));
+            end = next.ok_or_else(|| Error::shape("model", "a size that fits an address", largest))?;
+            Ok(start)
+        };
+        let (mut outputs, mut output_at, mut saved_at) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut shape, mut scratch, mut widest) = (largest, 0, 0);
+        for (i, layer) in model.layers.iter().enumerate() {
+            let output = named(i, layer.output_shape(shape))?;
+            let len = checked_len(output)?;
+            scratch = scratch.max(layer.scratch_len(shape));
+            widest = widest.max(len);
+            output_at.push(take(len)?);
+            let saved = layer.saved_len(shape);
+            saved_at.push((take(saved)?, saved));
+            outputs.push(output);
+            shape = output;
+        }
+        let gradient_len = widest.next_multiple_of(line);
+        let gradient_at = take(gradient_len)?;
+        take(gradient_len)?;
+        let scratch_at = take(scratch)?;
+        let arena = Tensor::zeros([end])?;
+        let input = largest;
+        Ok(Workspace { arena, largest, input, outputs, output_at, saved_at, gradient_at, gradient_len, scratch_at })
+    }
+
+    /// Sets the shapes for a batch; allocates nothing.
+    fn fit(&mut self, model: &Sequential<T>, input: Shape) -> Result<()> {
+        check_batch(input, self.largest)?;
+        if self.outputs.len() != model.layers.len() {
+            let found = format!("{} layers", model.layers.len());
+            return Err(Error::shape("workspace", format!("{} layers", self.outputs.len()), found));
+        }
+        if input == self.input {
+            return Ok(());
+        }
+        let mut shape = input;
+        for (i, layer) in model.layers.iter().enumerate() {
+            shape = named(i, layer.output_shape(shape))?;
+            self.outputs[i] = shape;
+        }
+        self.input = input;
+        Ok(())
+    }
+
+    /// Output of a layer in the latest forward pass.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn output_of(&self, layer: usize) -> TensorRef<'_, T> {
+        let shape = self.outputs[layer];
+        let data = &self.arena.data()[self.output_at[layer]..][..shape.len()];
+        TensorRef::new(shape, data).expect("a slice is cut to the length of its shape")
+    }
+
+    /// The model's output, and room for the gradient of the loss by it.
+    ///
+    /// # Errors
+    /// If the model has no layers.
+    pub fn output_and_gradient(&mut self) -> Result<(TensorRef<'_, T>, TensorMut<'_, T>)> {
+        let Some(last) = self.outputs.len().checked_sub(1) else {
+            return Err(Error::shape("model", "at least one layer", 0));
+        };
+        let shape = self.outputs[last];
+        let (front, back) = self.arena.data_mut().split_at_mut(self.gradient_at);
+        let turn = last % 2 * self.gradient_len;
+        let output = TensorRef::new(shape, &front[self.output_at[last]..][..shape.len()])?;
+        Ok((output, TensorMut::new(shape, &mut back[turn..][..shape.len()])?))
+    }
+
+    /// For the forward pass of a layer: its input (if another layer made it), output, saved values and scratch.
+    fn forward_parts(&mut self, layer: usize) -> (Option<TensorRef<'_, T>>, TensorMut<'_, T>, &mut [T], &mut [T]) {
+        let (front, scratch) = self.arena.data_mut().split_at_mut(self.scratch_at);
+        let (before, own) = front.split_at_mut(self.output_at[layer]);
+        let input = layer.checked_sub(1).map(|previous| {
+            let shape = self.outputs[previous];
+            TensorRef::new(shape, &before[self.output_at[previous]..][..shape.len()])
+                .expect("a slice is cut to the length of its shape")
+        });
+        let (saved_at, saved_len) = self.saved_at[layer];
+        let (output, saved) = own.split_at_mut(saved_at - self.output_at[layer]);
+        let shape = self.outputs[layer];
+        let output =
+            TensorMut::new(shape, &mut output[..shape.len()]).expect("a slice is cut to the length of its shape");
+        (input, output, &mut saved[..saved_len], scratch)
+    }
+
+    /// For the backward pass of a layer: its input (if another layer made it), the gradient of its output, room for that of its
+    /// input, saved values and scratch.
+    #[expect(clippy::type_complexity, reason = "five views of one arena, taken apart at the only call")]
+    fn backward_parts(
+        &mut self,
+        layer: usize,
+    ) -> (Option<TensorRef<'_, T>>, TensorRef<'_, T>, TensorMut<'_, T>, &[T], &mut [T]) {
+        const CUT: &str = "a slice is cut to the length of its shape";
+        let (front, rest) = self.arena.data_mut().split_at_mut(self.gradient_at);
+        let (gradients, scratch) = rest.split_at_mut(self.scratch_at - self.gradient_at);
+        let (even, odd) = gradients.split_at_mut(self.gradient_len);
+        // The gradient of layer i's output lies in the half of i's parity.
+        let (own, other) = if layer.is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        let shape = self.outputs[layer];
+        let dy = TensorRef::new(shape, &own[..shape.len()]).expect(CUT);
+        let input = layer.checked_sub(1).map(|previous| {
+            let shape = self.outputs[previous];
+            TensorRef::new(shape, &front[self.output_at[previous]..][..shape.len()]).expect(CUT)
+        });
+        // The first layer's input gradient goes to the caller, if anywhere.
+        let dx_shape = input.map_or(Shape::new(&[0]), |input| input.shape());
+        let dx = TensorMut::new(dx_shape, &mut other[..dx_shape.len()]).expect(CUT);
+        let (saved_at, saved_len) = self.saved_at[layer];
+        (input, dy, dx, &front[saved_at..][..saved_len], scratch)
+    }
+}

@@ -1,0 +1,187 @@
+//! Optimisers: what they remember between steps. The arithmetic is in [`kernels::update`](crate::kernels::update).
+
+use crate::error::{Error, Result};
+use crate::kernels::update::{self, Momentum};
+use crate::simd::Element;
+
+/// Moves parameters along their gradients.
+///
+/// A model calls [`Optimizer::begin_step`] once and then [`Optimizer::update`] for each parameter tensor, always in the same
+/// order, so that `index` names the same tensor in every step.
+pub trait Optimizer<T: Element>: Send {
+    /// The next step begins.
+    fn begin_step(&mut self);
+    /// Moves one parameter tensor.
+    ///
+    /// # Errors
+    /// If the tensor of this index has another size than before.
+    fn update(&mut self, index: usize, value: &mut [T], grad: &[T]) -> Result<()>;
+}
+
+fn check(what: &str, value: f64, least: f64, below: f64) -> Result<f64> {
+    if value.is_finite() && value >= least && value < below {
+        return Ok(value);
+    }
+    let expected = if below.is_finite() {
+        format!("from {least} to below {below}")
+    } else {
+        format!("finite and at least {least}")
+    };
+    Err(Error::invalid(what, value, expected))
+}
+
+/// Grows `state` to hold tensor `index` of `len` elements, zeros at first.
+fn state<T: Element>(state: &mut Vec<Vec<T>>, index: usize, len: usize) -> Result<&mut [T]> {
+    while state.len() <= index {
+        state.push(Vec::new());
+    }
+    let tensor = &mut state[index];
+    if tensor.is_empty() {
+        tensor.resize(len, T::ZERO);
+    }
+    if tensor.len() == len {
+        return Ok(tensor);
+    }
+    Err(Error::shape(format!("optimiser: parameter {index}"), format!("{} elements", tensor.len()), len))
+}
+
+/// Stochastic gradient descent with momentum, in PyTorch's order.
+#[derive(Clone, Debug)]
+pub struct Sgd<T> {
+    step: update::Sgd,
+    buffers: Vec<Vec<T>>,
+}
+
+impl<T: Element> Sgd<T> {
+    /// Plain descent: no momentum, no weight decay.
+    ///
+    /// # Errors
+    /// If the learning rate is negative or not finite.
+    pub fn new(lr: f64) -> Result<Self> {
+        let lr = check("learning rate", lr, 0.0, f64::INFINITY)?;
+        let step = update::Sgd { lr, momentum: 0.0, form: Momentum::Classical, weight_decay: 0.0, step: 0 };
+        Ok(Sgd { step, buffers: Vec::new() })
+    }
+
+    /// With momentum, in one of its forms.
+    ///
+    /// # Errors
+    /// If the momentum is negative or not finite.
+    pub fn momentum(mut self, momentum: f64, form: Momentum) -> Result<Self> {
+        self.step.momentum = check("momentum", momentum, 0.0, f64::INFINITY)?;
+        self.step.form = form;
+        Ok(self)
+    }
+
+    /// With weight decay, added to the gradient.
+    ///
+    /// # Errors
+    /// If it is negative or not finite.
+    pub fn weight_decay(mut self, weight_decay: f64) -> Result<Self> {
+        self.step.weight_decay = check("weight decay", weight_decay, 0.0, f64::INFINITY)?;
+        Ok(self)
+    }
+}
+
+impl<T: Element> Optimizer<T> for Sgd<T> {
+    fn begin_step(&mut self) {
+        self.step.step += 1;
+    }
+
+    fn update(&mut self, index: usize, value: &mut [T], grad: &[T]) -> Result<()> {
+        if grad.len() != value.len() {
+            return Err(Error::shape("sgd: gradient", value.len(), grad.len()));
+        }
+        let len = if self.step.momentum == 0.0 { 0 } else { value.len() };
+        let buffer = state(&mut self.buffers, index, len)?;
+        update::sgd(&self.step, value, grad, buffer);
+        Ok(())
+    }
+}
+
+/// Adam, in PyTorch's order; defaults beta1 0.9, beta2 0.999, eps 1e-8, no weight decay.
+#[derive(Clone, Debug)]
+pub struct Adam<T> {
+    step: update::Adam,
+    first: Vec<Vec<T>>,
+    second: Vec<Vec<T>>,
+}
+
+impl<T: Element> Adam<T> {
+    /// Adam with PyTorch's defaults but for the learning rate.
+    ///
+    /// # Errors
+    /// If the learning rate is negative or not finite.
+    pub fn new(lr: f64) -> Result<Self> {
+        let lr = check("learning rate", lr, 0.0, f64::INFINITY)?;
+        let step = update::Adam { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 0 };
+        Ok(Adam { step, first: Vec::new(), second: Vec::new() })
+    }
+
+    /// With other decays of the moments.
+    ///
+    /// # Errors
+    /// If one of them is not in `[0, 1)`.
+    pub fn betas(mut self, beta1: f64, beta2: f64) -> Result<Self> {
+        self.step.beta1 = check("beta1", beta1, 0.0, 1.0)?;
+        self.step.beta2 = check("beta2", beta2, 0.0, 1.0)?;
+        Ok(self)
+    }
+
+    /// With another constant in the denominator.
+    ///
+    /// # Errors
+    /// If it is negative or not finite.
+    pub fn eps(mut self, eps: f64) -> Result<Self> {
+        self.step.eps = check("eps", eps, 0.0, f64::INFINITY)?;
+        Ok(self)
+    }
+
+    /// With weight decay, added to the gradient.
+    ///
+    /// # Errors
+    /// If it is negative or not finite.
+    pub fn weight_decay(mut self, weight_decay: f64) -> Result<Self> {
+        self.step.weight_decay = check("weight decay", weight_decay, 0.0, f64::INFINITY)?;
+        Ok(self)
+    }
+}
+
+impl<T: Element> Optimizer<T> for Adam<T> {
+    fn begin_step(&mut self) {
+        self.step.step += 1;
+    }
+
+    fn update(&mut self, index: usize, value: &mut [T], grad: &[T]) -> Result<()> {
+        if grad.len() != value.len() {
+            return Err(Error::shape("adam: gradient", value.len(), grad.len()));
+        }
+        let first = state(&mut self.first, index, value.len())?;
+        let second = state(&mut self.second, index, value.len())?;
+        update::adam(&self.step, value, grad, first, second);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_step_by_hand_and_bad_options() {
+        let mut p = [1.0f64];
+        let mut sgd = Sgd::new(0.5).unwrap();
+        sgd.begin_step();
+        sgd.update(0, &mut p, &[2.0]).unwrap();
+        assert_eq!(p, [0.0]);
+        // Adam's first step is lr g / (|g| + eps'), whatever the size of g.
+        let mut adam = Adam::new(0.1).unwrap().eps(0.0).unwrap();
+        adam.begin_step();
+        adam.update(0, &mut p, &[-300.0]).unwrap();
+        assert!((p[0] - 0.1).abs() < 1e-15);
+        assert!(adam.update(0, &mut [0.0; 2], &[0.0; 2]).is_err());
+        for lr in [f64::NAN, -1.0, f64::INFINITY] {
+            assert!(Sgd::<f32>::new(lr).is_err() && Adam::<f32>::new(lr).is_err());
+        }
+    }
+}
