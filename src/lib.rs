@@ -1,9 +1,11 @@
 //! Evenkeel.
 pub mod data;
 pub mod error;
+pub mod gradcheck;
 pub mod kernels;
 pub mod layers;
 pub mod loss;
+pub mod machine;
 pub mod matrix;
 pub mod model;
 pub mod optim;
@@ -13,6 +15,7 @@ pub mod rng;
 #[allow(unsafe_code, reason = "the only room that names an instruction set; each file states the fact it relies on")]
 pub mod simd;
 pub mod tensor;
+pub mod train;
 pub use error::{Error, Result};
 pub use loss::{Loss, Targets};
 pub use model::Sequential;

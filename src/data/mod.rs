@@ -1,5 +1,9 @@
 //! Data sets: where examples come from, and how batches are gathered from them.
 
+mod loader;
+
+pub use loader::{Batch, LastBatch, Loader, Order, Scale};
+
 use crate::error::{Error, Result};
 
 /// Grey images of one size with a class each, as they lie in memory: one byte per pixel.

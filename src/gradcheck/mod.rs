@@ -1,0 +1,268 @@
+//! Compares hand-derived gradients with central differences.
+//!
+//! For a function y(x) and a random upstream gradient dy, the scalar `L = sum dy y` has dL/dx = backward(x, dy). Its numeric
+//! counterpart for one entry is
+//!
+//! ```text
+//! (L(x + h e_i) - L(x - h e_i)) / 2h  =  dL/dx_i + h^2/6 L''' + O(u |L| / h)
+//! ```
+//!
+//! in f64, for steps h from 1e-4 to 1e-7: the truncation falls and the rounding grows along the ladder, and the step that comes
+//! closest to the analytic value is taken. A wrong gradient is wrong at every step; a right one is right at some.
+//!
+//! **The upstream gradient is random, never ones.** For normalisation layers the sum of the outputs does not depend on x, so with
+//! ones the true gradient is zero and any small garbage passes.
+//!
+//! **Kinks are held.** A layer with decisions takes them as at the base point ([`Layer::forward_held`]), so that the function is
+//! smooth and no entry has to be skipped.
+//!
+//! **The rule.** `|analytic - numeric| <= of_tensor * max |g of the tensor| + of_all * max |g of all tensors|`; the second part is what
+//! rounding of L leaves in a tensor whose gradient is (nearly) zero.
+
+mod report;
+
+pub use report::{Report, TensorReport};
+
+use crate::error::Result;
+use crate::layers::Layer;
+use crate::loss::{Loss, Targets};
+use crate::model::Sequential;
+use crate::rng::Rng;
+use crate::tensor::{Shape, Tensor, TensorRef};
+
+/// Steps of the central differences.
+pub const STEPS: [f64; 4] = [1e-4, 1e-5, 1e-6, 1e-7];
+
+/// How far a gradient may be from the differences.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Relative to the largest entry of the tensor's gradient. Default 1e-6.
+    pub of_tensor: f64,
+    /// Relative to the largest entry of all gradients. Default 1e-9.
+    pub of_all: f64,
+}
+
+impl Default for Tolerance {
+    fn default() -> Self {
+        Tolerance { of_tensor: 1e-6, of_all: 1e-9 }
+    }
+}
+
+/// One tensor of variables: where they are, and what the backward pass says of them.
+struct Variables {
+    name: String,
+    values: Vec<f64>,
+    analytic: Vec<f64>,
+}
+
+/// Compares all entries of all tensors; `objective(tensor, index, value)` is L with that one entry replaced.
+fn compare(
+    tensors: Vec<Variables>,
+    tolerance: Tolerance,
+    objective: &mut dyn FnMut(usize, usize, f64) -> Result<f64>,
+) -> Result<Report> {
+    let largest = |g: &[f64]| g.iter().fold(0.0, |best: f64, g| best.max(g.abs()));
+    let largest_of_all = tensors.iter().fold(0.0, |best: f64, t| best.max(largest(&t.analytic)));
+    let mut reports = Vec::with_capacity(tensors.len());
+    for (t, tensor) in tensors.iter().enumerate() {
+        let allowed = tolerance.of_tensor * largest(&tensor.analytic) + tolerance.of_all * largest_of_all;
+        let mut report = TensorReport::new(&tensor.name, tensor.values.len(), allowed);
+        for (i, (&value, &analytic)) in tensor.values.iter().zip(&tensor.analytic).enumerate() {
+            let mut best = (f64::INFINITY, f64::NAN);
+            for h in STEPS {
+                let (above, below) = (value + h, value - h);
+                // The step that was really taken: value + h rounds.
+                let slope = (objective(t, i, above)? - objective(t, i, below)?) / (above - below);
+                let error = (slope - analytic).abs();
+                if error < best.0 {
+                    best = (error, slope);
+                }
+            }
+            report.add(i, analytic, best.1);
+        }
+        reports.push(report);
+    }
+    Ok(Report { tensors: reports })
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn upstream(len: usize, seed: u64) -> Vec<f64> {
+    let mut rng = Rng::new(seed, "gradcheck upstream");
+    (0..len).map(|_| rng.normal()).collect()
+}
+
+/// Checks a pair of closures at `x`: `forward(x, y)` fills y (`outputs` values), `backward(x, dy, dx)` fills dx.
+///
+/// The function should be smooth around `x`. No layer of ours is needed.
+///
+/// # Errors
+/// None of its own; the signature leaves room for those of checks that run layers.
+///
+/// # Examples
+/// ```
+/// use evenkeel::gradcheck::{Tolerance, check_closures};
+/// let square = |x: &[f64], y: &mut [f64]| y[0] = x[0] * x[0];
+/// let report = check_closures(square, |x, dy, dx| dx[0] = 2.0 * x[0] * dy[0], &[3.0], 1, 7, Tolerance::default())?;
+/// assert!(report.passed(), "{report}");
+/// let report = check_closures(square, |x, dy, dx| dx[0] = 2.001 * x[0] * dy[0], &[3.0], 1, 7, Tolerance::default())?;
+/// assert!(!report.passed());
+/// # Ok::<(), evenkeel::Error>(())
+/// ```
+pub fn check_closures(
+    mut forward: impl FnMut(&[f64], &mut [f64]),
+    mut backward: impl FnMut(&[f64], &[f64], &mut [f64]),
+    x: &[f64],
+    outputs: usize,
+    seed: u64,
+    tolerance: Tolerance,
+) -> Result<Report> {
+    let dy = upstream(outputs, seed);
+    let mut dx = vec![f64::NAN; x.len()];
+    backward(x, &dy, &mut dx);
+    let (mut moved, mut y) = (x.to_vec(), vec![f64::NAN; outputs]);
+    let variables = Variables { name: "x".to_string(), values: x.to_vec(), analytic: dx };
+    compare(vec![variables], tolerance, &mut |_, i, value| {
+        moved[i] = value;
+        forward(&moved, &mut y);
+        moved[i] = x[i];
+        Ok(dot(&dy, &y))
+    })
+}
+
+/// Checks a layer in training mode at `x`: the gradients of its input and of all its parameters.
+///
+/// The layer is left as it was, gradients apart.
+///
+/// # Errors
+/// If the layer refuses the input.
+pub fn check_layer(
+    layer: &mut dyn Layer<f64>,
+    x: TensorRef<'_, f64>,
+    seed: u64,
+    tolerance: Tolerance,
+) -> Result<Report> {
+    let output = layer.output_shape(x.shape())?;
+    let dy = upstream(output.len(), seed);
+    let mut y = Tensor::<f64>::zeros(output)?;
+    let mut saved = vec![0.0; layer.saved_len(x.shape())];
+    let mut scratch = vec![0.0; layer.scratch_len(x.shape())];
+    let mut dx = Tensor::<f64>::zeros(x.shape())?;
+    dx.data_mut().fill(f64::NAN);
+
+    let mut buffers = Vec::new();
+    layer.visit_buffers_mut(&mut |_, buffer| buffers.push(buffer.to_vec()));
+    layer.forward(x, y.view_mut(), &mut saved, &mut scratch)?;
+    layer.visit_mut(&mut |parameter| parameter.grad.fill(0.0));
+    layer.backward(x, TensorRef::new(output, &dy)?, Some(dx.view_mut()), &saved, &mut scratch)?;
+
+    let mut variables =
+        vec![Variables { name: "x".to_string(), values: x.data().to_vec(), analytic: dx.data().to_vec() }];
+    layer.visit(&mut |p| {
+        variables.push(Variables { name: p.name.to_string(), values: p.value.to_vec(), analytic: p.grad.to_vec() });
+    });
+    let mut moved = x.data().to_vec();
+    let report = compare(variables, tolerance, &mut |tensor, i, value| {
+        let old = replace(layer, &mut moved, tensor, i, value);
+        let input = TensorRef::new(x.shape(), &moved)?;
+        let result = layer.forward_held(x, input, y.view_mut(), &mut saved, &mut scratch);
+        replace(layer, &mut moved, tensor, i, old);
+        result.map(|()| dot(&dy, y.data()))
+    });
+    let mut snapshots = buffers.iter();
+    layer.visit_buffers_mut(&mut |_, buffer| {
+        if let Some(old) = snapshots.next() {
+            buffer.copy_from_slice(old);
+        }
+    });
+    report
+}
+
+/// Replaces one entry: tensor 0 is the input, the others are the layer's parameters. Returns the old value.
+fn replace(layer: &mut dyn Layer<f64>, x: &mut [f64], tensor: usize, i: usize, value: f64) -> f64 {
+    if tensor == 0 {
+        return std::mem::replace(&mut x[i], value);
+    }
+    let (mut index, mut old) = (0, value);
+    layer.visit_mut(&mut |parameter| {
+        index += 1;
+        if index == tensor {
+            old = std::mem::replace(&mut parameter.value[i], value);
+        }
+    });
+    old
+}
+
+/// Checks a whole model with its loss in training mode at a batch: the gradients of the input and of all parameters.
+///
+/// The model is left as it was, gradients apart.
+///
+/// # Errors
+/// If the model refuses the batch.
+pub fn check_model(
+    model: &mut Sequential<f64>,
+    loss: Loss,
+    x: TensorRef<'_, f64>,
+    targets: Targets<'_, f64>,
+    tolerance: Tolerance,
+) -> Result<Report> {
+    let (mut base, mut trial) = (model.workspace(x.shape())?, model.workspace(x.shape())?);
+    let mut buffers = Vec::new();
+    model.visit_buffers_mut(&mut |buffer| buffers.push(buffer.to_vec()));
+    let mut dx = Tensor::<f64>::zeros(x.shape())?;
+    model.forward(x, &mut base)?;
+    let (y, dy) = base.output_and_gradient()?;
+    loss.forward_backward(y, targets, dy)?;
+    model.zero_grad();
+    model.backward(x, &mut base, Some(dx.view_mut()))?;
+
+    let mut variables =
+        vec![Variables { name: "x".to_string(), values: x.data().to_vec(), analytic: dx.data().to_vec() }];
+    model.visit(&mut |layer, p| {
+        let name = format!("{layer}.{}", p.name);
+        variables.push(Variables { name, values: p.value.to_vec(), analytic: p.grad.to_vec() });
+    });
+    let mut moved = x.data().to_vec();
+    let report = compare(variables, tolerance, &mut |tensor, i, value| {
+        let old = replace_in_model(model, &mut moved, tensor, i, value);
+        let result = model.forward_held(TensorRef::new(x.shape(), &moved)?, &mut trial, (x, &base));
+        replace_in_model(model, &mut moved, tensor, i, old);
+        result?;
+        let (y, dy) = trial.output_and_gradient()?;
+        loss.forward_backward(y, targets, dy)
+    });
+    let mut snapshots = buffers.iter();
+    model.visit_buffers_mut(&mut |buffer| {
+        if let Some(old) = snapshots.next() {
+            buffer.copy_from_slice(old);
+        }
+    });
+    report
+}
+
+fn replace_in_model(model: &mut Sequential<f64>, x: &mut [f64], tensor: usize, i: usize, value: f64) -> f64 {
+    if tensor == 0 {
+        return std::mem::replace(&mut x[i], value);
+    }
+    let (mut index, mut old) = (0, value);
+    model.visit_mut(&mut |_, parameter| {
+        index += 1;
+        if index == tensor {
+            old = std::mem::replace(&mut parameter.value[i], value);
+        }
+    });
+    old
+}
+
+/// A random batch for a check: standard normal entries.
+///
+/// # Errors
+/// If the shape cannot be addressed.
+pub fn normal_batch(shape: impl Into<Shape>, seed: u64) -> Result<Tensor<f64>> {
+    let mut rng = Rng::new(seed, "gradcheck input");
+    let mut x = Tensor::zeros(shape)?;
+    x.data_mut().iter_mut().for_each(|x| *x = rng.normal());
+    Ok(x)
+}

@@ -1,0 +1,72 @@
+//! What this computer is: its name and its caches.
+
+use std::fs;
+use std::path::Path;
+
+/// One level of cache, as one core sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// 1, 2 or 3.
+    pub level: u8,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// The data caches of the first core, smallest level first; empty where the system does not tell.
+pub fn caches() -> Vec<Cache> {
+    let mut found = caches_below(Path::new("/sys/devices/system/cpu/cpu0/cache"));
+    found.sort_by_key(|cache| cache.level);
+    found
+}
+
+fn caches_below(folder: &Path) -> Vec<Cache> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let read = |path: &Path, name: &str| fs::read_to_string(path.join(name)).ok();
+    let mut caches = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let holds_data = matches!(read(&path, "type").as_deref().map(str::trim), Some("Data" | "Unified"));
+        let level = read(&path, "level").and_then(|text| text.trim().parse().ok());
+        let bytes = read(&path, "size").and_then(|text| parse_size(text.trim()));
+        if let (true, Some(level), Some(bytes)) = (holds_data, level, bytes) {
+            caches.push(Cache { level, bytes });
+        }
+    }
+    caches
+}
+
+/// `32K` or `1M`, as the Linux kernel writes them.
+fn parse_size(text: &str) -> Option<usize> {
+    let (number, unit) = match text.strip_suffix('K') {
+        Some(number) => (number, 1024),
+        None => match text.strip_suffix('M') {
+            Some(number) => (number, 1024 * 1024),
+            None => (text, 1),
+        },
+    };
+    number.parse::<usize>().ok()?.checked_mul(unit)
+}
+
+/// The processor's name for itself, where the system tells.
+pub fn processor() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+/// Number of threads that this process may run at once.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_the_kernel_writes_them() {
+        assert_eq!(parse_size("32K"), Some(32768));
+        assert_eq!(parse_size("1M"), Some(1 << 20));
+        assert_eq!(parse_size("x"), None);
+        assert!(caches_below(Path::new("/nowhere")).is_empty());
+    }
+}
