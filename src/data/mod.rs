@@ -1,5 +1,6 @@
 //! Data sets: where examples come from, and how batches are gathered from them.
 
+pub mod digits;
 mod loader;
 
 pub use loader::{Batch, LastBatch, Loader, Order, Scale};
