@@ -1,6 +1,8 @@
 //! Data sets: where examples come from, and how batches are gathered from them.
 
 pub mod digits;
+#[cfg(feature = "data")]
+pub mod idx;
 mod loader;
 
 pub use loader::{Batch, LastBatch, Loader, Order, Scale};
