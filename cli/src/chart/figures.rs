@@ -1,0 +1,142 @@
+//! The figures of `compare`: the same network trained with BatchNorm and without, on the same batches.
+
+use super::{Axis, Figure, Panel, Scale, Series, ShareY};
+
+/// What one run scored after each epoch, the first at index 0; a value that is missing is NaN.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Epochs<'a> {
+    /// "with BatchNorm" or "without".
+    pub(crate) run: &'a str,
+    pub(crate) train_loss: &'a [f64],
+    pub(crate) validation_loss: &'a [f64],
+    pub(crate) train_accuracy: &'a [f64],
+    pub(crate) validation_accuracy: &'a [f64],
+}
+
+/// Mean and standard deviation of what one ReLU of one run receives, at some of the steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LayerTrace<'a> {
+    pub(crate) run: &'a str,
+    pub(crate) layer: &'a str,
+    /// Step, mean, standard deviation.
+    pub(crate) moments: &'a [(u64, f64, f64)],
+}
+
+/// Gradient norms of one layer of one run over one stretch of training: quantiles over its steps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LayerNorms<'a> {
+    pub(crate) run: &'a str,
+    pub(crate) layer: &'a str,
+    pub(crate) tenth: f64,
+    pub(crate) median: f64,
+    pub(crate) ninetieth: f64,
+}
+
+/// Four panels over the epochs: loss above, accuracy below; training on the left, validation on the right.
+///
+/// A row shares its axis, so training and validation compare by height; loss turns logarithmic when it spans more
+/// than a factor of 20.
+pub(crate) fn curves(title: &str, note: &str, runs: &[Epochs<'_>]) -> Figure {
+    let panel = |title: &str, label: &str, scale: Scale, values: fn(&Epochs<'_>) -> Vec<f64>| Panel {
+        title: title.to_owned(),
+        x: axis("epoch", Scale::Whole),
+        y: axis(label, scale),
+        series: runs
+            .iter()
+            .map(|run| Series {
+                name: run.run.to_owned(),
+                points: values(run).into_iter().enumerate().map(|(i, v)| ((i + 1) as f64, v)).collect(),
+                band: None,
+            })
+            .collect(),
+    };
+    Figure {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        columns: 2,
+        share_y: ShareY::Row,
+        panels: vec![
+            panel("Training loss", "loss", Scale::Auto, |run| run.train_loss.to_vec()),
+            panel("Validation loss", "loss", Scale::Auto, |run| run.validation_loss.to_vec()),
+            panel("Training accuracy", "accuracy", Scale::Linear, |run| run.train_accuracy.to_vec()),
+            panel("Validation accuracy", "accuracy", Scale::Linear, |run| run.validation_accuracy.to_vec()),
+        ],
+    }
+}
+
+/// One row per hidden layer and one column per run: how the distribution that ReLU receives moves during training.
+///
+/// The line is the mean, the band one standard deviation to either side. A row shares its axis, so a layer that
+/// holds still in one run and wanders in the other shows at a glance. Layers and runs keep the order in which they
+/// first appear; a pair that is not there leaves its panel empty.
+pub(crate) fn drift(title: &str, note: &str, traces: &[LayerTrace<'_>]) -> Figure {
+    let runs = in_order(traces.iter().map(|trace| trace.run));
+    let layers = in_order(traces.iter().map(|trace| trace.layer));
+    let panel = |layer: &str, run: &str| {
+        let moments = traces.iter().find(|t| t.layer == layer && t.run == run).map_or(&[][..], |t| t.moments);
+        let at = |step: u64| step as f64;
+        Panel {
+            title: format!("{layer}, {run}"),
+            x: axis("training step", Scale::Whole),
+            y: axis("pre-activation", Scale::Linear),
+            series: vec![Series {
+                name: run.to_owned(),
+                points: moments.iter().map(|&(step, mean, _)| (at(step), mean)).collect(),
+                band: Some(moments.iter().map(|&(_, mean, std)| (mean - std, mean + std)).collect()),
+            }],
+        }
+    };
+    Figure {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        columns: runs.len(),
+        share_y: ShareY::Row,
+        panels: layers.iter().flat_map(|layer| runs.iter().map(|run| panel(layer, run))).collect(),
+    }
+}
+
+/// One panel per stretch of training (its title and its norms): the norm of the gradient over the depth of the network.
+///
+/// The line is the median over the steps, the band reaches from the 10th to the 90th percentile. All panels share one
+/// logarithmic axis. Layers stand in the order in which they first appear, input first.
+pub(crate) fn gradients(title: &str, note: &str, stretches: &[(&str, &[LayerNorms<'_>])]) -> Figure {
+    let layers = in_order(stretches.iter().flat_map(|(_, norms)| norms.iter().map(|n| n.layer)));
+    let runs = in_order(stretches.iter().flat_map(|(_, norms)| norms.iter().map(|n| n.run)));
+    let series = |norms: &[LayerNorms<'_>], run: &str| {
+        let of = |layer: &str| norms.iter().find(|n| n.run == run && n.layer == layer);
+        let value = |layer: &str, pick: fn(&LayerNorms<'_>) -> f64| of(layer).map_or(f64::NAN, pick);
+        Series {
+            name: run.to_owned(),
+            points: layers.iter().enumerate().map(|(i, l)| ((i + 1) as f64, value(l, |n| n.median))).collect(),
+            band: Some(layers.iter().map(|l| (value(l, |n| n.tenth), value(l, |n| n.ninetieth))).collect()),
+        }
+    };
+    let panel = |&(title, norms): &(&str, &[LayerNorms<'_>])| Panel {
+        title: title.to_owned(),
+        x: axis("layer, from input to output", Scale::Names(layers.iter().map(|&l| l.to_owned()).collect())),
+        y: axis("gradient norm", Scale::Log),
+        series: runs.iter().map(|run| series(norms, run)).collect(),
+    };
+    Figure {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        columns: stretches.len(),
+        share_y: ShareY::All,
+        panels: stretches.iter().map(panel).collect(),
+    }
+}
+
+fn axis(label: &str, scale: Scale) -> Axis {
+    Axis { label: label.to_owned(), scale }
+}
+
+/// Each name once, in order of first appearance.
+fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = Vec::new();
+    for name in names {
+        if !seen.contains(&name) {
+            seen.push(name);
+        }
+    }
+    seen
+}
