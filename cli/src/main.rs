@@ -4,4 +4,7 @@
 mod chart;
 mod files;
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the commands that print come later"))]
+mod term;
+
 fn main() {}
