@@ -18,6 +18,16 @@ pub trait Optimizer<T: Element>: Send {
     fn update(&mut self, index: usize, value: &mut [T], grad: &[T]) -> Result<()>;
 }
 
+impl<T: Element, O: Optimizer<T> + ?Sized> Optimizer<T> for Box<O> {
+    fn begin_step(&mut self) {
+        (**self).begin_step();
+    }
+
+    fn update(&mut self, index: usize, value: &mut [T], grad: &[T]) -> Result<()> {
+        (**self).update(index, value, grad)
+    }
+}
+
 fn check(what: &str, value: f64, least: f64, below: f64) -> Result<f64> {
     if value.is_finite() && value >= least && value < below {
         return Ok(value);

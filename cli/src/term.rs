@@ -1,6 +1,6 @@
 //! What the command shows while it works, and how tables look.
 //!
-//! Results go to standard output, progress and remarks to standard error. Nothing that moves is drawn unless standard
+//! Results go to standard output, progress to standard error. Nothing that moves is drawn unless standard
 //! error is a terminal, and nothing is coloured: output is the same text in a pipe, so `NO_COLOR` has nothing to
 //! switch off beyond the bold header of a running table.
 
@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 pub(crate) struct Term {
     /// Escape sequences are welcome on standard output.
     pub(crate) styled: bool,
-    /// Progress and remarks are welcome on standard error.
+    /// Progress are welcome on standard error.
     pub(crate) chatty: bool,
 }
 
@@ -40,14 +40,6 @@ impl Term {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
         Progress { bar }
-    }
-
-    /// A remark for whoever watches; it never reaches a pipe or a file.
-    pub(crate) fn remark(self, text: &str) {
-        if self.chatty {
-            // A closed terminal is no reason to stop working.
-            let _ = writeln!(io::stderr(), "{text}");
-        }
     }
 }
 
@@ -208,7 +200,6 @@ mod tests {
     fn quiet_is_quiet_on_any_terminal() {
         let term = Term::detect(true);
         assert!(!term.chatty);
-        term.remark("nobody reads this");
     }
 
     #[test]

@@ -121,20 +121,11 @@ impl Error for ChartError {
     }
 }
 
-/// The figure as an SVG document without any text element.
-///
-/// # Errors
-///
-/// [`ChartError::Draw`] if the figure has no panel, no column, or too many panels for one page.
-pub(crate) fn draw(figure: &Figure) -> Result<String, ChartError> {
-    Ok(render::svg(&page(figure)?))
-}
-
 /// Writes `stem.svg` and `stem.png` into `folder` and returns their paths, in that order; each file is whole or absent.
 ///
 /// # Errors
 ///
-/// Those of [`draw`], then [`ChartError::Write`].
+/// [`ChartError::Draw`] if the figure has no panel, no column, or too many panels for one page; then [`ChartError::Write`].
 pub(crate) fn write(figure: &Figure, folder: &Path, stem: &str) -> Result<Vec<PathBuf>, ChartError> {
     let page = page(figure)?;
     let mut written = Vec::new();

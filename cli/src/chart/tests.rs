@@ -5,6 +5,11 @@ use resvg::tiny_skia::Pixmap;
 use super::figures::{Epochs, LayerNorms, LayerTrace, curves, drift, gradients};
 use super::*;
 
+/// The figure as an SVG document.
+fn draw(figure: &Figure) -> Result<String, ChartError> {
+    Ok(render::svg(&page(figure)?))
+}
+
 const RUNS: [&str; 2] = ["with BatchNorm", "without"];
 
 /// A reproducible jitter in -1..1.

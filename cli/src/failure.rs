@@ -1,0 +1,76 @@
+//! Why a command ends early, and with which exit status.
+
+use crate::chart::ChartError;
+use evenkeel::Error;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// Why a command ended early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library refused or broke down; the text in front says doing what.
+    Library { doing: String, error: Error },
+    /// Standard output could not be written.
+    Output(io::Error),
+    /// A file or folder of a run could not be written.
+    Write { path: String, error: io::Error },
+    /// A picture could not be drawn.
+    Chart(ChartError),
+}
+
+impl Failure {
+    /// A library error that happened while doing something that its own text does not name.
+    pub(crate) fn while_doing(doing: impl Into<String>) -> impl FnOnce(Error) -> Failure {
+        move |error| Failure::Library { doing: doing.into(), error }
+    }
+
+    /// A file or folder that could not be written.
+    pub(crate) fn write(path: &Path) -> impl FnOnce(io::Error) -> Failure {
+        move |error| Failure::Write { path: path.display().to_string(), error }
+    }
+
+    /// Whether the reader of standard output has gone.
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// 1 broke down, 2 wrong usage, 3 data or folder.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Failure::Library { error, .. } => match error {
+                Error::NotFinite { .. } => 1,
+                Error::Io { .. } | Error::Format { .. } => 3,
+                _ => 2,
+            },
+            Failure::Output(_) | Failure::Write { .. } | Failure::Chart(ChartError::Write { .. }) => 3,
+            Failure::Chart(ChartError::Draw(_)) => 1,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Library { doing: String::new(), error }
+    }
+}
+
+impl From<ChartError> for Failure {
+    fn from(error: ChartError) -> Self {
+        Failure::Chart(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Library { doing, error } if doing.is_empty() => write!(f, "{error}"),
+            Failure::Library { doing, error } => write!(f, "{doing}: {error}"),
+            Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
+            Failure::Write { path, error } => {
+                write!(f, "cannot write {path}: {error}; name a folder that can be written with --out")
+            }
+            Failure::Chart(error) => write!(f, "{error}"),
+        }
+    }
+}
