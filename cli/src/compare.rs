@@ -38,11 +38,13 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
     let inputs = train.height() * train.width();
     let (mut contestants, mut runs) = (Vec::new(), Vec::new());
     for (name, norm) in NETWORKS {
-        let model = options.lab.network(norm, inputs, train.classes(), options.seed)?;
-        let trainer = Trainer::new(model, [batch_size, inputs], Loss::CrossEntropy, options.optimizer.build(lr)?)?;
+        let network = options.lab.network(norm, inputs, train.classes(), options.seed)?;
+        let watch = Watch::new(&network, batches.batches());
+        let trainer =
+            Trainer::new(network.model, [batch_size, inputs], Loss::CrossEntropy, options.optimizer.build(lr)?)?;
         let evaluator = Evaluator::new(trainer.model(), Loss::CrossEntropy, &train)?;
         contestants.push(Contestant { trainer, evaluator });
-        runs.push(Run { name, rows: Vec::new(), watch: Watch::new(batches.batches()) });
+        runs.push(Run { name, rows: Vec::new(), watch });
     }
 
     let config = json!({

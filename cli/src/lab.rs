@@ -71,20 +71,33 @@ impl Lab {
     }
 
     /// The network; both forms draw the same initial weights from one seed, because BatchNorm draws none.
-    pub(crate) fn network(self, norm: Norm, inputs: usize, classes: usize, seed: u64) -> Result<Sequential<f32>> {
+    pub(crate) fn network(self, norm: Norm, inputs: usize, classes: usize, seed: u64) -> Result<Network> {
         let mut rng = Rng::new(seed, "init");
-        let mut model = Sequential::new();
+        let (mut model, mut linear, mut before_relu) = (Sequential::new(), Vec::new(), Vec::new());
         let mut width = inputs;
         for &hidden in self.hidden() {
+            linear.push(model.len());
             model = model.push(Linear::new(width, hidden, &mut rng)?);
             if norm == Norm::Batch {
                 model = model.push(BatchNorm1d::new(hidden)?);
             }
+            before_relu.push(model.len() - 1);
             model = model.push(Relu::new());
             width = hidden;
         }
-        Ok(model.push(Linear::new(width, classes, &mut rng)?))
+        linear.push(model.len());
+        model = model.push(Linear::new(width, classes, &mut rng)?);
+        Ok(Network { model, linear, before_relu })
     }
+}
+
+/// A model, and which of its layers are worth watching.
+pub(crate) struct Network {
+    pub(crate) model: Sequential<f32>,
+    /// The linear layers, input first.
+    pub(crate) linear: Vec<usize>,
+    /// The layers whose output a ReLU receives, input first.
+    pub(crate) before_relu: Vec<usize>,
 }
 
 impl OptimizerKind {

@@ -1,5 +1,6 @@
 //! What is kept of the steps of a run for its pictures: pre-activations and gradients.
 
+use crate::lab::Network;
 use evenkeel::train::Step;
 
 /// Samples taken of an epoch, at most.
@@ -29,14 +30,23 @@ pub(crate) struct Watch {
     /// For each epoch and each layer with a weight, the quantiles of its gradient norms.
     pub(crate) gradients: Vec<Vec<Norms>>,
     norms: Vec<Vec<f64>>,
+    linear: Vec<usize>,
+    before_relu: Vec<usize>,
     every: u64,
     steps: u64,
 }
 
 impl Watch {
-    /// Watches a run of `steps` steps an epoch, some of them.
-    pub(crate) fn new(steps: usize) -> Watch {
-        Watch { every: steps.div_ceil(SAMPLES).max(1) as u64, ..Watch::default() }
+    /// Watches a network over epochs of `steps` steps, some of them.
+    pub(crate) fn new(network: &Network, steps: usize) -> Watch {
+        Watch {
+            drift: vec![Vec::new(); network.before_relu.len()],
+            norms: vec![Vec::new(); network.linear.len()],
+            linear: network.linear.clone(),
+            before_relu: network.before_relu.clone(),
+            every: steps.div_ceil(SAMPLES).max(1) as u64,
+            ..Watch::default()
+        }
     }
 
     /// Looks at a step, if it is one of those that are kept.
@@ -45,26 +55,14 @@ impl Watch {
         if !(self.steps - 1).is_multiple_of(self.every) {
             return;
         }
-        let mut hidden = 0;
-        let is_relu: Vec<bool> = step.model.layers().map(|layer| layer.describe() == "ReLU").collect();
-        for (index, _) in is_relu.iter().enumerate().filter(|&(index, &relu)| relu && index > 0) {
-            if self.drift.len() == hidden {
-                self.drift.push(Vec::new());
-            }
-            let (mean, std) = moments(step.space.output_of(index - 1).data());
-            self.drift[hidden].push(Moments { step: self.steps, mean, std });
-            hidden += 1;
+        for (trace, &layer) in self.drift.iter_mut().zip(&self.before_relu) {
+            let (mean, std) = moments(step.space.output_of(layer).data());
+            trace.push(Moments { step: self.steps, mean, std });
         }
-        let (mut layer, norms) = (0, &mut self.norms);
-        step.model.visit(&mut |index, parameter| {
-            // The weights of the linear layers; those of BatchNorm stand behind a layer with a weight of its own.
-            let is_linear = step.model.layers().nth(index).is_some_and(|l| l.describe().starts_with("Linear"));
-            if is_linear && parameter.name == "weight" {
-                if norms.len() == layer {
-                    norms.push(Vec::new());
-                }
-                norms[layer].push(norm(parameter.grad));
-                layer += 1;
+        let (linear, norms) = (&self.linear, &mut self.norms);
+        step.model.visit(&mut |layer, parameter| {
+            if let Some(place) = linear.iter().position(|&l| l == layer).filter(|_| parameter.name == "weight") {
+                norms[place].push(norm(parameter.grad));
             }
         });
     }

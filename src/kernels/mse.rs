@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `y`, `target`, `dy` | any, all of the same length (the count) |
 //!
-//! **Numerics.** Squares are summed in the element type over groups of 64 bytes, by blocks of [`BLOCK`] elements, and the blocks
-//! in f64, in order: at most `BLOCK / (64 / size) + 5` roundings in one chain. NaN and infinities propagate. The same bits on
+//! **Numerics.** Squares are summed in the element type over groups of 64 bytes, by blocks of 8192 elements, and the blocks
+//! in f64, in order: at most `8192 size / 64 + 5` roundings in one chain. NaN and infinities propagate. The same bits on
 //! every fused instruction set.
 //!
 //! **Cost.** 4 flops an element, two reads and one write.

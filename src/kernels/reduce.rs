@@ -1,13 +1,13 @@
 //! Sums over the rows of a matrix: `s[j] += sum_i x[i][j]`, the gradient of a bias.
 //!
-//! For `y[i][j] = z[i][j] + b[j]`, dL/db[j] = sum_i dL/dy[i][j].
+//! For `y[i][j] = z[i][j] + b[j]`, `dL/db[j] = sum_i dL/dy[i][j]`.
 //!
 //! | argument | shape |
 //! |---|---|
 //! | `x` | `[n, c]`, row-major |
 //! | `sums` | `[c]`, added to |
 //!
-//! **Numerics.** Leaves of [`LEAF`] rows; within one, tiles of 16 rows are summed as a tree of adjacent pairs and the tiles one
+//! **Numerics.** Leaves of 1024 rows; within one, tiles of 16 rows are summed as a tree of adjacent pairs and the tiles one
 //! after another, in the element type; leaves are added in f64, in order. Error at most
 //! `(4 + 64 + 1) u sum_i |x[i][j]|` plus one rounding of the result, whatever n. The order depends on the shape alone: the same
 //! bits for any number of threads, and on every instruction set (there is no product to fuse).

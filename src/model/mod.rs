@@ -100,7 +100,7 @@ impl<T: Element> Sequential<T> {
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let output = named(i, layer.output_shape(shape))?;
-            let (input_data, output_data) = (&space.current.data()[..], &mut space.next.data_mut()[..output.len()]);
+            let (input_data, output_data) = (space.current.data(), &mut space.next.data_mut()[..output.len()]);
             let input = if i == 0 { x } else { TensorRef::new(shape, &input_data[..shape.len()])? };
             named(i, layer.infer(input, TensorMut::new(output, output_data)?, space.scratch.data_mut()))?;
             std::mem::swap(&mut space.current, &mut space.next);
@@ -138,8 +138,8 @@ impl<T: Element> Sequential<T> {
     ) -> Result<()> {
         space.fit(self, x.shape())?;
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            let (before, output, saved, scratch) = space.forward_parts(i);
-            let input = before.unwrap_or(x);
+            let ForwardParts { input, output, saved, scratch } = space.forward_parts(i);
+            let input = input.unwrap_or(x);
             let result = match base {
                 None => layer.forward(input, output, saved, scratch),
                 Some((base_x, base_space)) => {
@@ -169,9 +169,9 @@ impl<T: Element> Sequential<T> {
         }
         let mut dx = dx;
         for (i, layer) in self.layers.iter_mut().enumerate().rev() {
-            let (before, dy, previous, saved, scratch) = space.backward_parts(i);
+            let BackwardParts { input, dy, dx: previous, saved, scratch } = space.backward_parts(i);
             let target = if i == 0 { dx.take() } else { Some(previous) };
-            named(i, layer.backward(before.unwrap_or(x), dy, target, saved, scratch))?;
+            named(i, layer.backward(input.unwrap_or(x), dy, target, saved, scratch))?;
         }
         Ok(())
     }
@@ -280,6 +280,23 @@ pub struct Workspace<T> {
     scratch_at: usize,
 }
 
+/// What the forward pass of a layer works on; no input if it is the batch itself.
+struct ForwardParts<'w, T> {
+    input: Option<TensorRef<'w, T>>,
+    output: TensorMut<'w, T>,
+    saved: &'w mut [T],
+    scratch: &'w mut [T],
+}
+
+/// What the backward pass of a layer works on; no input if it is the batch itself, and then `dx` is empty.
+struct BackwardParts<'w, T> {
+    input: Option<TensorRef<'w, T>>,
+    dy: TensorRef<'w, T>,
+    dx: TensorMut<'w, T>,
+    saved: &'w [T],
+    scratch: &'w mut [T],
+}
+
 impl<T: Element> Workspace<T> {
     fn new(model: &Sequential<T>, largest: Shape) -> Result<Self> {
         let line = crate::tensor::ALIGNMENT / size_of::<T>();
@@ -357,8 +374,7 @@ impl<T: Element> Workspace<T> {
         Ok((output, TensorMut::new(shape, &mut back[turn..][..shape.len()])?))
     }
 
-    /// For the forward pass of a layer: its input (if another layer made it), output, saved values and scratch.
-    fn forward_parts(&mut self, layer: usize) -> (Option<TensorRef<'_, T>>, TensorMut<'_, T>, &mut [T], &mut [T]) {
+    fn forward_parts(&mut self, layer: usize) -> ForwardParts<'_, T> {
         let (front, scratch) = self.arena.data_mut().split_at_mut(self.scratch_at);
         let (before, own) = front.split_at_mut(self.output_at[layer]);
         let input = layer.checked_sub(1).map(|previous| {
@@ -371,16 +387,10 @@ impl<T: Element> Workspace<T> {
         let shape = self.outputs[layer];
         let output =
             TensorMut::new(shape, &mut output[..shape.len()]).expect("a slice is cut to the length of its shape");
-        (input, output, &mut saved[..saved_len], scratch)
+        ForwardParts { input, output, saved: &mut saved[..saved_len], scratch }
     }
 
-    /// For the backward pass of a layer: its input (if another layer made it), the gradient of its output, room for that of its
-    /// input, saved values and scratch.
-    #[expect(clippy::type_complexity, reason = "five views of one arena, taken apart at the only call")]
-    fn backward_parts(
-        &mut self,
-        layer: usize,
-    ) -> (Option<TensorRef<'_, T>>, TensorRef<'_, T>, TensorMut<'_, T>, &[T], &mut [T]) {
+    fn backward_parts(&mut self, layer: usize) -> BackwardParts<'_, T> {
         const CUT: &str = "a slice is cut to the length of its shape";
         let (front, rest) = self.arena.data_mut().split_at_mut(self.gradient_at);
         let (gradients, scratch) = rest.split_at_mut(self.scratch_at - self.gradient_at);
@@ -397,6 +407,6 @@ impl<T: Element> Workspace<T> {
         let dx_shape = input.map_or(Shape::new(&[0]), |input| input.shape());
         let dx = TensorMut::new(dx_shape, &mut other[..dx_shape.len()]).expect(CUT);
         let (saved_at, saved_len) = self.saved_at[layer];
-        (input, dy, dx, &front[saved_at..][..saved_len], scratch)
+        BackwardParts { input, dy, dx, saved: &front[saved_at..][..saved_len], scratch }
     }
 }

@@ -102,7 +102,7 @@ impl Element for f32 {
     const LARGEST_SUBNORMAL: f32 = f32::from_bits(0x007f_ffff);
     const ROUND_MAGIC: f32 = 12_582_912.0;
     // The first part has 15 significant bits; |n| <= 127 needs 7.
-    const LN_2: (f32, f32) = (0.693_145_751_953_125, 1.428_606_8e-6);
+    const LN_2: (f32, f32) = (f32::from_bits(0x3f31_7200), f32::from_bits(0x35bf_be8e));
     const EXP_DEGREE: usize = 7;
     const LOWEST_EXPONENT: f64 = -126.0;
 

@@ -38,6 +38,9 @@ pub struct Step<'a, T> {
     pub space: &'a Workspace<T>,
 }
 
+/// What is told of a step; see [`Step`].
+pub type Observer<'o, T> = dyn FnMut(&Step<'_, T>) + 'o;
+
 impl<T: Element> Trainer<T> {
     /// Prepares to train `model` with batches of at most the shape `input`.
     ///
@@ -85,7 +88,7 @@ impl<T: Element> Trainer<T> {
         &mut self,
         x: TensorRef<'_, T>,
         targets: Targets<'_, T>,
-        observer: Option<&mut dyn FnMut(&Step<'_, T>)>,
+        observer: Option<&mut Observer<'_, T>>,
     ) -> Result<f64> {
         self.step += 1;
         self.model.forward(x, &mut self.space)?;

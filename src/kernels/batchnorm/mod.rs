@@ -12,7 +12,7 @@
 //!
 //! # Statistics
 //!
-//! Rows are cut into leaves of [`LEAF`], those into tiles of 16; the boundaries depend on the shape alone.
+//! Rows are cut into leaves of 1024, those into tiles of 16; the boundaries depend on the shape alone.
 //!
 //! 1. `K`, the mean of the leaf's first tile, is subtracted from all its values: `w = x - K`.
 //! 2. A tile is two passes over registers: `mu = sum(w) / 16` (a tree of adjacent pairs; the division is exact), then
