@@ -8,7 +8,7 @@
 //! Which thread takes which block is left to the pool and changes nothing.
 //!
 //! **No worse than one thread.** Waking a worker costs about 5 to 15 microseconds on the machines that this was measured on,
-//! so a kernel states what it will cost ([`Cost`]), and work below [`FORK_NANOSECONDS`] stays where it is.
+//! so a kernel states what it will cost (`Cost`), and work below [`FORK_NANOSECONDS`] stays where it is.
 //!
 //! **No allocation.** Blocks are halved by recursion over `rayon::join`, whose jobs lie on the stack.
 

@@ -1,6 +1,6 @@
 //! Rectified linear unit: `y = max(0, x)`, element by element.
 //!
-//! Forward: y = x where x > 0, else +0. Backward: dL/dx = dL/dy * dy/dx, and dy/dx = [x > 0], so `dx = dy` where x > 0, else
+//! Forward: y = x where x > 0, else +0. Backward: `dL/dx = dL/dy dy/dx` with `dy/dx = [x > 0]`, so `dx = dy` where x > 0, else
 //! +0; the derivative at 0 is 0.
 //!
 //! | argument | shape |

@@ -31,14 +31,18 @@ pub trait Element:
     + 'static
 {
     /// Vectors of the AVX-512 backend.
+    #[doc(hidden)]
     #[cfg(target_arch = "x86_64")]
     type Avx512: Lanes<Elem = Self>;
     /// Vectors of the AVX2 backend.
+    #[doc(hidden)]
     #[cfg(target_arch = "x86_64")]
     type Avx2: Lanes<Elem = Self>;
     /// Vectors of the portable backend.
+    #[doc(hidden)]
     type Portable: Lanes<Elem = Self>;
     /// One lane.
+    #[doc(hidden)]
     type Scalar: Lanes<Elem = Self>;
 
     /// `f32` or `f64`.
