@@ -2,7 +2,7 @@
 //!
 //! One family per file, named as its specification in `reference/`. Rules of the room:
 //!
-//! - A kernel is written once, over [`Lanes`](crate::simd::Lanes); the instruction set is picked once per call, on the caller's
+//! - A kernel is written once, over lanes (see [`simd`](crate::simd)); the instruction set is picked once per call, on the caller's
 //!   thread, and used inside each task.
 //! - Slices and matrix views in and out. Lengths that disagree panic at the first line (`# Panics`); what depends on values is
 //!   a `Result`, checked before anything is written.

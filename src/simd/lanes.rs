@@ -122,7 +122,7 @@ const INVERSE_FACTORIAL: [f64; 14] = {
 };
 
 /// A kernel with its arguments, written once for every vector type.
-pub trait Kernel<T: Element> {
+pub(crate) trait Kernel<T: Element> {
     /// What the kernel returns.
     type Output;
     /// Runs it; must be `#[inline(always)]`, and so must everything that it calls.
@@ -131,7 +131,7 @@ pub trait Kernel<T: Element> {
 
 /// Partial sums over 64 bytes of lanes, so that the order of summation does not depend on the width of a vector.
 #[derive(Clone, Copy)]
-pub struct Group<V> {
+pub(crate) struct Group<V> {
     // 16 is the group of the scalar f32 backend; others use the first V::GROUP.
     lanes: [V; 16],
 }
