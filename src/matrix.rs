@@ -140,6 +140,9 @@ impl<'a, T> MatMut<'a, T> {
     /// If the last element would lie outside `data`, or if two elements would share a place.
     pub fn with_strides(data: &'a mut [T], rows: usize, cols: usize, rs: usize, cs: usize) -> Result<Self> {
         check("matrix", data.len(), rows, cols, rs, cs)?;
+        if rows == 0 || cols == 0 {
+            return Ok(MatMut { data, rows, cols, rs, cs });
+        }
         let apart = rows <= 1 || cols <= 1 || (cs > 0 && rs > (cols - 1) * cs) || (rs > 0 && cs > (rows - 1) * rs);
         let repeats = (rows > 1 && rs == 0) || (cols > 1 && cs == 0);
         if !apart || repeats {
@@ -245,6 +248,8 @@ mod tests {
         assert!(MatMut::with_strides(&mut x, 2, 3, 0, 1).is_err());
         assert!(MatMut::with_strides(&mut x, 2, 3, 1, 2).is_ok());
         assert!(MatRef::<i32>::with_strides(&[], 0, 5, 5, 1).is_ok());
+        // No rows by columns: the next column begins where this one does, and neither has an element.
+        assert!(MatMut::<i32>::with_strides(&mut [], 0, 5, 1, 0).is_ok());
     }
 
     #[test]
