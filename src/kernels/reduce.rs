@@ -8,9 +8,10 @@
 //! | `sums` | `[c]`, added to |
 //!
 //! **Numerics.** Leaves of 1024 rows; within one, tiles of 16 rows are summed as a tree of adjacent pairs and the tiles one
-//! after another, in the element type; leaves are added in f64, in order. Error at most
-//! `(4 + 64 + 1) u sum_i |x[i][j]|` plus one rounding of the result, whatever n. The order depends on the shape alone: the same
-//! bits for any number of threads, and on every instruction set (there is no product to fuse).
+//! after another, then what is left of a leaf row by row, in the element type; leaves are added in f64, in order. Error at
+//! most `(4 + 62 + 15) u sum_i |x[i][j]|` (the first tile of 63, with 15 rows left) plus one rounding of the result, whatever
+//! n. The order depends on the shape alone: the same bits for any number of threads, and on every instruction set (there is no
+//! product to fuse).
 //!
 //! **Cost.** n c additions, one read; bound by memory.
 
