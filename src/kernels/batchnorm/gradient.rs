@@ -117,7 +117,10 @@ pub(super) fn save_constants<T: Element>(
     let m = n as f64;
     let (a, mean_lo, rstd) = (saved.a()[channel].to_f64(), saved.mean_lo()[channel].to_f64(), saved.rstd(channel));
     let k = a * rstd * rstd * dzt_sum / m;
-    let (first, second) = if is_in_range::<T>(k) {
+    // A product that is zero although no factor is has left the range of f64.
+    let vanished = k == 0.0 && a != 0.0 && dzt_sum != 0.0;
+    let direct = is_in_range::<T>(k) && !vanished;
+    let (first, second) = if direct {
         (k, k * mean_lo - a * dz_sum / m)
     } else {
         let g = rstd * dzt_sum / m;
@@ -125,7 +128,7 @@ pub(super) fn save_constants<T: Element>(
     };
     constants[channel] = T::from_f64(first);
     constants[c + channel] = T::from_f64(second);
-    constants[2 * c + channel] = if is_in_range::<T>(k) { T::ZERO } else { T::ONE };
+    constants[2 * c + channel] = if direct { T::ZERO } else { T::ONE };
 }
 
 /// Whether k can be represented with full precision (zero can).
