@@ -20,7 +20,7 @@
 //! 3. Tiles of equal count n are merged pairwise, by a binary counter, with Chan's formula, whose weights are then powers of
 //!    two: `mu = mu_a + (mu_b - mu_a)/2`, `q = q_a + q_b + (mu_b - mu_a)^2 n/2`.
 //! 4. What is left at the end of a leaf (the counter's levels, largest first, and the last `n mod 16` values as one short
-//!    tile) is merged in f64 by the general formula, and so are the leaves, in order, pairwise.
+//!    tile) is merged in f64 by the general formula, and so are the leaves, in order, pairwise, their means relative to the first.
 //!
 //! Each value is read once, nothing is divided per element, and the error does not grow with n. A constant channel has `w = 0`
 //! throughout: variance 0 and mean exact, hence `y = beta` bit for bit. Where a channel's sum of squares is not finite although

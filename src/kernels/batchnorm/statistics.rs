@@ -30,15 +30,18 @@ pub(super) fn moments<T: Element>(
         isa.run(Leaf { x: x.data, c, partial: partial.data });
     });
     for channel in 0..c {
+        // Relative to about the first leaf's mean: a large mean rounds, and would swamp the differences between leaves.
+        let base = partial[channel].to_f64();
         let leaf = |index: usize| {
             let part = &partial[4 * index * c..][..4 * c];
-            let value = |row: usize| T::join((part[row * c + channel], part[(row + 1) * c + channel]));
-            Part { count: LEAF.min(n - index * LEAF) as f64, mean: value(0), m2: value(2) }
+            let row = |row: usize| part[row * c + channel];
+            let mean = (row(0).to_f64() - base) + row(1).to_f64();
+            Part { count: LEAF.min(n - index * LEAF) as f64, mean, m2: T::join((row(2), row(3))) }
         };
         let total = merge_pairwise(leaves, &leaf);
         let moments = if total.m2.is_finite() {
             let var = total.m2 / n as f64;
-            Moments { mean: total.mean, var, rstd: rstd(var, eps) }
+            Moments { mean: base + total.mean, var, rstd: rstd(var, eps) }
         } else {
             repair(x, channel, c, eps)
         };
@@ -95,15 +98,26 @@ impl<T: Element> Kernel<T> for Leaf<'_, T> {
             let width = V::WIDTH.min(c - j);
             let column = Column::<V> { x: &self.x[j..], stride: c, width, rows: self.x.len() / c };
             let mut lanes = [Part { count: 0.0, mean: 0.0, m2: 0.0 }; 16];
-            column.moments(&mut lanes[..width]);
+            let shift = column.moments(&mut lanes[..width]);
             for (lane, part) in lanes[..width].iter().enumerate() {
-                let (mean, m2) = (T::split(part.mean), T::split(part.m2));
+                let (mean, m2) = (sum_in_two_parts(shift[lane], part.mean), T::split(part.m2));
                 for (row, value) in [mean.0, mean.1, m2.0, m2.1].into_iter().enumerate() {
                     self.partial[row * c + j + lane] = value;
                 }
             }
         }
     }
+}
+
+/// `a + b` as a sum of two numbers of the type, in f64 too: the second has what rounding the sum loses (Knuth, volume 2, 4.2.2).
+#[inline(always)]
+fn sum_in_two_parts<T: Element>(a: T, b: f64) -> (T, T) {
+    let a = a.to_f64();
+    let sum = a + b;
+    let b_as_added = sum - a;
+    let lost = (a - (sum - b_as_added)) + (b - b_as_added);
+    let (high, low) = T::split(sum);
+    (high, T::from_f64(low.to_f64() + lost))
 }
 
 /// Up to a vector's width of channels of a leaf.
@@ -138,9 +152,9 @@ impl<V: Lanes> Column<'_, V> {
         left + (self.quad(i + 8, shift) + self.quad(i + 12, shift))
     }
 
-    /// Moments of each lane; `parts` has one for each.
+    /// Moments of each lane, `parts` having one for each, with means relative to the lane of the shift that is returned.
     #[inline(always)]
-    fn moments(&self, parts: &mut [Part]) {
+    fn moments(&self, parts: &mut [Part]) -> [V::Elem; 16] {
         let sixteenth = V::splat(V::Elem::from_f64(1.0 / TILE as f64));
         let tiles = self.rows / TILE;
         // Means are kept relative to a value from the middle of the data, so that what is squared is small.
@@ -187,9 +201,7 @@ impl<V: Lanes> Column<'_, V> {
         }
         let mut lanes = [V::Elem::ZERO; 16];
         shift.store(&mut lanes);
-        for (part, shift) in parts.iter_mut().zip(lanes) {
-            part.mean += shift.to_f64();
-        }
+        lanes
     }
 
     /// Mean and sum of squares of fewer than 16 rows, relative to `shift`.
