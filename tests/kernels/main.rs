@@ -6,6 +6,8 @@
 //! Tolerances are the bounds that the kernels' module docs state, first order in the unit roundoff `u`; where a result is
 //! made of several bounded quantities, the way from those to the tolerance is written beside it.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "every line here belongs to a test")]
+
 mod batchnorm;
 mod gemm;
 #[path = "../golden/mod.rs"]

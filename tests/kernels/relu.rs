@@ -23,11 +23,6 @@ fn values<T: Element>(rng: &mut Rng, n: usize) -> Vec<T> {
         .collect()
 }
 
-/// NaN is NaN, whatever its payload; zeros keep their signs.
-fn comparable<T: Element>(x: &[T]) -> Vec<u64> {
-    x.iter().map(|x| if x.to_f64().is_nan() { u64::MAX } else { x.bits() }).collect()
-}
-
 fn both_directions_are_exact<T: Element>() {
     for (seed, n) in (0..).zip(LENGTHS) {
         let mut rng = Rng::new(seed, "relu");

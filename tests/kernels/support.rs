@@ -102,6 +102,11 @@ pub(crate) fn bits<T: Element>(x: &[T]) -> Vec<u64> {
     x.iter().map(|x| x.bits()).collect()
 }
 
+/// Like [`bits`], but NaN is NaN, whatever its payload: those of two instruction sets may differ.
+pub(crate) fn comparable<T: Element>(x: &[T]) -> Vec<u64> {
+    x.iter().map(|x| if x.to_f64().is_nan() { u64::MAX } else { x.bits() }).collect()
+}
+
 /// The same numbers in f64, exactly.
 pub(crate) fn wide<T: Element>(x: &[T]) -> Vec<f64> {
     x.iter().map(|x| x.to_f64()).collect()
