@@ -361,6 +361,29 @@ fn fused_relu_is_two_kernels<T: Element>() {
     }
 }
 
+/// `beta` is the rounded `-gamma x`, so that a fused z is what that rounding lost, of either sign, and an unfused one is zero:
+/// the backward pass has to find the very z of the forward pass.
+fn the_mask_has_the_bits_of_the_forward_pass<T: Element>() {
+    let (n, c) = (4, 200);
+    let mut layer = Layer::<T>::new(6, n, c, 7);
+    layer.eps = 0.0;
+    let row: Vec<T> = normals(&mut Rng::new(6, "mask"), c);
+    layer.x = row.repeat(n);
+    let gamma = layer.gamma.clone().unwrap();
+    layer.beta = Some((0..c).map(|j| -(gamma[j] * row[j])).collect());
+    let (mean, var) = (vec![T::ZERO; c], vec![T::ONE; c]);
+    sweep::<T>(|isa| {
+        let Forward { y, saved } = layer.forward_frozen((&mean, &var), 0);
+        let positive = y.iter().filter(|y| y.to_f64() > 0.0).count();
+        assert!(!isa.is_fused() || positive > c / 4, "only {positive} of {} are above zero", n * c);
+        let [dx, ..] = layer.backward(Statistics::Frozen, &saved, ALL, 0);
+        for i in 0..n * c {
+            let passes = y[i].to_f64() > 0.0;
+            assert_eq!(dx[i].to_f64() != 0.0, passes, "y[{i}] is {}, dx {}", y[i], dx[i]);
+        }
+    });
+}
+
 /// The kinds of data on which variances are lost: name, mean and spread (for the message), and the value of row i.
 type Kind = (&'static str, fn(usize, usize, &mut Rng) -> f64);
 const KINDS: [Kind; 7] = [
@@ -417,6 +440,20 @@ fn statistics_of_a_million_rows_in_f32() {
 fn statistics_survive_a_large_mean<T: Element>() {
     for n in [100, 1000, 5000, 100_000] {
         statistics_survive_a_large_mean_in::<T>(n, |limits, var| limits.var / var);
+    }
+}
+
+/// An outlier in front of fewer rows than a tile, and so a shift far from all others: the mean of what is left rounds, and has to be
+/// corrected.
+fn an_outlier_in_front_of_a_short_batch<T: Element>() {
+    for n in [3, 7, 11, 13, 15] {
+        let mut layer = Layer::<T>::new(n as u64, n, 400, 0);
+        let mut rng = Rng::new(n as u64, "outlier");
+        for (i, x) in layer.x.iter_mut().enumerate() {
+            *x = T::from_f64(if i < 400 { 0.0 } else { rng.range(100.0, 110.0) });
+        }
+        let oracle = Oracle::batch(&layer);
+        sweep::<T>(|_| oracle.check_statistics(&layer.forward(0).saved));
     }
 }
 
@@ -733,7 +770,9 @@ in_both_types!(
     every_pass_agrees_with_the_reference,
     any_subset_of_gradients_is_the_whole,
     fused_relu_is_two_kernels,
+    the_mask_has_the_bits_of_the_forward_pass,
     statistics_survive_a_large_mean,
+    an_outlier_in_front_of_a_short_batch,
     constant_channels_are_exact,
     pairs_around_a_power_of_two_are_exact,
     squares_that_overflow_are_repaired,
