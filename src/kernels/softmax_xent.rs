@@ -14,7 +14,7 @@
 //! | `logits`, `dlogits` | `[n, c]`, row-major |
 //! | `labels` | `[n]`, each below c |
 //!
-//! **Numerics.** The largest logit is subtracted first, so nothing overflows and the sum is at least 1. Exponentials to 2u,
+//! **Numerics.** The largest logit is subtracted first, so nothing overflows and the sum is at least 1. Exponentials to 2u (f32) or 4u (f64),
 //! summed over a group of 64 bytes and by halving; the row's loss and the mean in f64, rows in order. A NaN logit makes the loss
 //! NaN. The same bits on every fused instruction set and for any number of threads (rows are few enough for one).
 //!
