@@ -132,9 +132,40 @@ pub fn check_closures(
     })
 }
 
+/// What training passes move besides gradients: running statistics and counts, to be put back after a check.
+#[derive(Default)]
+struct State {
+    buffers: Vec<Vec<f64>>,
+    counts: Vec<u64>,
+}
+
+impl State {
+    fn note(&mut self, layer: &mut dyn Layer<f64>) {
+        layer.visit_buffers_mut(&mut |_, buffer| self.buffers.push(buffer.to_vec()));
+        layer.visit_counts_mut(&mut |_, count| self.counts.push(*count));
+    }
+
+    /// Puts back what was noted, layer by layer in the same order.
+    fn restorer(&self) -> impl FnMut(&mut dyn Layer<f64>) {
+        let (mut buffers, mut counts) = (self.buffers.iter(), self.counts.iter());
+        move |layer| {
+            layer.visit_buffers_mut(&mut |_, buffer| {
+                if let Some(old) = buffers.next() {
+                    buffer.copy_from_slice(old);
+                }
+            });
+            layer.visit_counts_mut(&mut |_, count| {
+                if let Some(old) = counts.next() {
+                    *count = *old;
+                }
+            });
+        }
+    }
+}
+
 /// Checks a layer in training mode at `x`: the gradients of its input and of all its parameters.
 ///
-/// The layer is left as it was, gradients apart.
+/// The layer is left as it was, gradients apart, whether the check succeeds or not.
 ///
 /// # Errors
 /// If the layer refuses the input.
@@ -144,6 +175,14 @@ pub fn check_layer(
     seed: u64,
     tolerance: Tolerance,
 ) -> Result<Report> {
+    let mut state = State::default();
+    state.note(layer);
+    let report = run_layer(layer, x, seed, tolerance);
+    state.restorer()(layer);
+    report
+}
+
+fn run_layer(layer: &mut dyn Layer<f64>, x: TensorRef<'_, f64>, seed: u64, tolerance: Tolerance) -> Result<Report> {
     let output = layer.output_shape(x.shape())?;
     let dy = upstream(output.len(), seed);
     let mut y = Tensor::<f64>::zeros(output)?;
@@ -152,8 +191,6 @@ pub fn check_layer(
     let mut dx = Tensor::<f64>::zeros(x.shape())?;
     dx.data_mut().fill(f64::NAN);
 
-    let mut buffers = Vec::new();
-    layer.visit_buffers_mut(&mut |_, buffer| buffers.push(buffer.to_vec()));
     layer.forward(x, y.view_mut(), &mut saved, &mut scratch)?;
     layer.visit_mut(&mut |parameter| parameter.grad.fill(0.0));
     layer.backward(x, TensorRef::new(output, &dy)?, Some(dx.view_mut()), &saved, &mut scratch)?;
@@ -164,20 +201,13 @@ pub fn check_layer(
         variables.push(Variables { name: p.name.to_string(), values: p.value.to_vec(), analytic: p.grad.to_vec() });
     });
     let mut moved = x.data().to_vec();
-    let report = compare(variables, tolerance, &mut |tensor, i, value| {
+    compare(variables, tolerance, &mut |tensor, i, value| {
         let old = replace(layer, &mut moved, tensor, i, value);
         let input = TensorRef::new(x.shape(), &moved)?;
         let result = layer.forward_held(x, input, y.view_mut(), &mut saved, &mut scratch);
         replace(layer, &mut moved, tensor, i, old);
         result.map(|()| dot(&dy, y.data()))
-    });
-    let mut snapshots = buffers.iter();
-    layer.visit_buffers_mut(&mut |_, buffer| {
-        if let Some(old) = snapshots.next() {
-            buffer.copy_from_slice(old);
-        }
-    });
-    report
+    })
 }
 
 /// Replaces one entry: tensor 0 is the input, the others are the layer's parameters. Returns the old value.
@@ -197,10 +227,10 @@ fn replace(layer: &mut dyn Layer<f64>, x: &mut [f64], tensor: usize, i: usize, v
 
 /// Checks a whole model with its loss in training mode at a batch: the gradients of the input and of all parameters.
 ///
-/// The model is left as it was, gradients apart.
+/// The model is left as it was, gradients apart, whether the check succeeds or not.
 ///
 /// # Errors
-/// If the model refuses the batch.
+/// If the model refuses the batch, or the loss the targets.
 pub fn check_model(
     model: &mut Sequential<f64>,
     loss: Loss,
@@ -208,9 +238,21 @@ pub fn check_model(
     targets: Targets<'_, f64>,
     tolerance: Tolerance,
 ) -> Result<Report> {
+    let mut state = State::default();
+    model.visit_layers_mut(&mut |layer| state.note(layer));
+    let report = run_model(model, loss, x, targets, tolerance);
+    model.visit_layers_mut(&mut state.restorer());
+    report
+}
+
+fn run_model(
+    model: &mut Sequential<f64>,
+    loss: Loss,
+    x: TensorRef<'_, f64>,
+    targets: Targets<'_, f64>,
+    tolerance: Tolerance,
+) -> Result<Report> {
     let (mut base, mut trial) = (model.workspace(x.shape())?, model.workspace(x.shape())?);
-    let mut buffers = Vec::new();
-    model.visit_buffers_mut(&mut |buffer| buffers.push(buffer.to_vec()));
     let mut dx = Tensor::<f64>::zeros(x.shape())?;
     model.forward(x, &mut base)?;
     let (y, dy) = base.output_and_gradient()?;
@@ -225,21 +267,14 @@ pub fn check_model(
         variables.push(Variables { name, values: p.value.to_vec(), analytic: p.grad.to_vec() });
     });
     let mut moved = x.data().to_vec();
-    let report = compare(variables, tolerance, &mut |tensor, i, value| {
+    compare(variables, tolerance, &mut |tensor, i, value| {
         let old = replace_in_model(model, &mut moved, tensor, i, value);
         let result = model.forward_held(TensorRef::new(x.shape(), &moved)?, &mut trial, (x, &base));
         replace_in_model(model, &mut moved, tensor, i, old);
         result?;
         let (y, dy) = trial.output_and_gradient()?;
         loss.forward_backward(y, targets, dy)
-    });
-    let mut snapshots = buffers.iter();
-    model.visit_buffers_mut(&mut |buffer| {
-        if let Some(old) = snapshots.next() {
-            buffer.copy_from_slice(old);
-        }
-    });
-    report
+    })
 }
 
 fn replace_in_model(model: &mut Sequential<f64>, x: &mut [f64], tensor: usize, i: usize, value: f64) -> f64 {

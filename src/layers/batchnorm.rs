@@ -222,4 +222,10 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
             f("running_var", running.var.data_mut());
         }
     }
+
+    fn visit_counts_mut(&mut self, f: &mut dyn FnMut(&'static str, &mut u64)) {
+        if let Some(running) = &mut self.running {
+            f("num_batches_tracked", &mut running.batches);
+        }
+    }
 }

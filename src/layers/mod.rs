@@ -118,6 +118,9 @@ pub trait Layer<T: Element>: Send + Sync {
 
     /// Calls `f` with the name and the values of each buffer that is not a parameter (running statistics).
     fn visit_buffers_mut(&mut self, _f: &mut dyn FnMut(&'static str, &mut [T])) {}
+
+    /// Calls `f` with the name and the value of each count that training passes move (batches seen).
+    fn visit_counts_mut(&mut self, _f: &mut dyn FnMut(&'static str, &mut u64)) {}
 }
 
 /// An error unless `found` is `expected`.

@@ -212,10 +212,10 @@ impl<T: Element> Sequential<T> {
         }
     }
 
-    /// Calls `f` with each buffer that is not a parameter, in order.
-    pub(crate) fn visit_buffers_mut(&mut self, f: &mut dyn FnMut(&mut [T])) {
+    /// Calls `f` with each layer, in order.
+    pub(crate) fn visit_layers_mut(&mut self, f: &mut dyn FnMut(&mut dyn Layer<T>)) {
         for layer in &mut self.layers {
-            layer.visit_buffers_mut(&mut |_, buffer| f(buffer));
+            f(layer.as_mut());
         }
     }
 
