@@ -3,6 +3,8 @@
 //!
 //! Tests inside `src` are held to the same rules: a test that needs a higher room belongs in `tests/`.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
