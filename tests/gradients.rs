@@ -5,7 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use evenkeel::gradcheck::{Report, STEPS, Tolerance, check_closures, check_layer, check_model, normal_batch};
+use evenkeel::gradcheck::{
+    Report, STEPS, TensorReport, Tolerance, check_closures, check_layer, check_model, normal_batch,
+};
 use evenkeel::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
 use evenkeel::kernels::{Activation, mse, relu, softmax_xent};
 use evenkeel::layers::{BatchNorm1d, BatchNormOptions, Layer, Linear, Parameter, ParameterMut, Relu};
@@ -57,6 +59,15 @@ fn any_eps(rows: usize) -> BoxedStrategy<f64> {
 
 fn any_rows() -> impl Strategy<Value = usize> {
     prop_oneof![Just(2usize), Just(3), 4usize..12, Just(16), Just(17), 18usize..40]
+}
+
+/// What rounding leaves in a central difference of an L of order one, at the largest step: a few units in its last place.
+const ROUNDING: f64 = 4.0 * f64::EPSILON / STEPS[0];
+
+/// Whether a tensor is within the default tolerance, or as close as differences of an L of this size can tell. The second happens
+/// where a small eps makes a normalisation of few rows all but flat, so that even the largest gradient is hardly above rounding.
+fn agrees(tensor: &TensorReport, size: f64) -> bool {
+    tensor.passed() || tensor.error <= size * ROUNDING
 }
 
 // ---- Whole networks.
@@ -140,14 +151,14 @@ impl Stack {
             prop_assert!(*worst < 1e-12 * largest, "{} should be zero, is {:e}\n{}", name, worst, report);
         }
         let is_cancelled = |name: &str| cancelled.iter().any(|(cancelled, _)| cancelled == name);
-        let passed = report.tensors.iter().filter(|t| !is_cancelled(&t.name)).all(|t| t.passed());
+        let passed = report.tensors.iter().filter(|t| !is_cancelled(&t.name)).all(|t| agrees(t, 1.0));
         prop_assert!(passed, "{}", report);
         Ok(())
     }
 }
 
 proptest! {
-    #![proptest_config(fixed(100, 1))]
+    #![proptest_config(fixed(60, 1))]
 
     #[test]
     fn networks_with_cross_entropy(stack in any_stack(2)) {
@@ -194,7 +205,9 @@ fn bits(layer: &mut dyn Layer<f64>) -> Vec<Vec<u64>> {
 fn check(layer: &mut dyn Layer<f64>, x: &Tensor<f64>, seed: u64) -> std::result::Result<(), TestCaseError> {
     let before = bits(layer);
     let report = check_layer(layer, x.view(), seed, Tolerance::default()).unwrap();
-    prop_assert!(report.passed(), "{}", report);
+    // L is a sum of that many random terms of order one.
+    let size = (x.data().len() as f64).sqrt();
+    prop_assert!(report.tensors.iter().all(|t| agrees(t, size)), "{}", report);
     prop_assert_eq!(bits(layer), before, "the check changed the layer");
     Ok(())
 }
