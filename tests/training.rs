@@ -185,7 +185,8 @@ fn optimisers_are_pytorchs() {
     let sgd = || Sgd::<f64>::new(0.1).unwrap();
     let heavy = |form| sgd().momentum(0.9, form).unwrap().weight_decay(0.01).unwrap();
     let adam = || Adam::<f64>::new(0.01).unwrap();
-    let optimizers: [(&str, Box<dyn Optimizer<f64>>, &[f64]); 5] = [
+    type Case<'a> = (&'a str, Box<dyn Optimizer<f64>>, &'a [f64]);
+    let optimizers: [Case<'_>; 5] = [
         ("SGD", Box::new(sgd()), &SGD_PLAIN),
         ("SGD with momentum", Box::new(heavy(Momentum::Classical)), &SGD_MOMENTUM),
         ("SGD with Nesterov's momentum", Box::new(heavy(Momentum::Nesterov)), &SGD_NESTEROV),
