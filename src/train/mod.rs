@@ -83,7 +83,7 @@ impl<T: Element> Trainer<T> {
     ///
     /// # Errors
     /// If the batch does not fit; [`Error::NotFinite`] if the loss is NaN or infinite, and then the parameters are those of
-    /// before the step.
+    /// before the step (running statistics have seen the batch).
     pub fn step(
         &mut self,
         x: TensorRef<'_, T>,
