@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// Where output goes, found out once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,11 +44,20 @@ impl Term {
 }
 
 fn style() -> ProgressStyle {
+    // Writing to the bar's own buffer cannot fail. Before the first step there is nothing to reckon with.
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        let _ = write!(out, "{:.0} steps/s", state.per_sec());
+        if state.pos() > 0 {
+            let _ = write!(out, "{:.0} steps/s", state.per_sec());
+        }
     };
-    let template = "{msg} [{bar:32}] {percent:>3} %  {rate}  {eta} left";
-    ProgressStyle::with_template(template).expect("the template is fixed").with_key("rate", rate).progress_chars("=> ")
+    let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        if state.pos() > 0 {
+            let _ = write!(out, "{} left", HumanDuration(state.eta()));
+        }
+    };
+    let template = "{msg} [{bar:32}] {percent:>3} %  {rate}  {left}";
+    let style = ProgressStyle::with_template(template).expect("the template is fixed");
+    style.with_key("rate", rate).with_key("left", left).progress_chars("=> ")
 }
 
 /// A progress bar; it clears itself when dropped.
