@@ -52,7 +52,7 @@ fn style() -> ProgressStyle {
     };
     let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         if state.pos() > 0 {
-            let _ = write!(out, "{} left", HumanDuration(state.eta()));
+            let _ = write!(out, "{:#} left", HumanDuration(state.eta()));
         }
     };
     let template = "{msg} [{bar:32}] {percent:>3} %  {rate}  {left}";
