@@ -14,12 +14,25 @@ pub(super) fn pack_a<T: Element>(a: MatRef<'_, T>, i0: usize, p0: usize, kc: usi
     }
     let data = &a.data()[i0 * rs + p0 * cs..];
     if rs == 1 {
-        for p in 0..kc {
-            panel[p * mr..p * mr + rows].copy_from_slice(&data[p * cs..p * cs + rows]);
-        }
+        copy_rows(panel, mr, data, cs, rows, kc);
         return;
     }
-    for i in 0..rows {
+    let mut first = 0;
+    if cs == 1 {
+        // Six rows at a time, so that what is written together lies together.
+        while first + 6 <= rows {
+            let mut rows: [&[T]; 6] = [&[]; 6];
+            for i in 0..6 {
+                rows[i] = &data[(first + i) * rs..][..kc];
+            }
+            let [a, b, c, d, e, f] = rows;
+            for (p, column) in panel.chunks_exact_mut(mr).enumerate() {
+                column[first..first + 6].copy_from_slice(&[a[p], b[p], c[p], d[p], e[p], f[p]]);
+            }
+            first += 6;
+        }
+    }
+    for i in first..rows {
         let row = &data[i * rs..];
         for p in 0..kc {
             panel[p * mr + i] = row[p * cs];
@@ -38,9 +51,7 @@ pub(super) fn pack_b<T: Element>(b: MatRef<'_, T>, p0: usize, j0: usize, kc: usi
     }
     let data = &b.data()[p0 * rs + j0 * cs..];
     if cs == 1 {
-        for p in 0..kc {
-            panel[p * nr..p * nr + cols].copy_from_slice(&data[p * rs..p * rs + cols]);
-        }
+        copy_rows(panel, nr, data, rs, cols, kc);
         return;
     }
     for j in 0..cols {
@@ -48,5 +59,20 @@ pub(super) fn pack_b<T: Element>(b: MatRef<'_, T>, p0: usize, j0: usize, kc: usi
         for p in 0..kc {
             panel[p * nr + j] = column[p * rs];
         }
+    }
+}
+
+/// Copies `count` elements from the start of each of `kc` rows, `stride` apart, to rows of `width`.
+#[inline(always)]
+fn copy_rows<T: Element>(panel: &mut [T], width: usize, data: &[T], stride: usize, count: usize, kc: usize) {
+    if count == width {
+        // The width is a constant here, and so a row a few moves; below it is a call for each row.
+        for p in 0..kc {
+            panel[p * width..][..width].copy_from_slice(&data[p * stride..][..width]);
+        }
+        return;
+    }
+    for p in 0..kc {
+        panel[p * width..][..count].copy_from_slice(&data[p * stride..][..count]);
     }
 }
