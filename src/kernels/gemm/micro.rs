@@ -2,22 +2,19 @@
 
 use crate::simd::Lanes;
 
-/// An `MR x (NV * WIDTH)` tile of `A B` over `kc` products: element i of A's column p is `a[p * lda + i]`, element j of B's row
-/// p is `b[p * ldb + j]`. Both may be packed panels (`lda = MR`, `ldb = NV * WIDTH`) or the matrices themselves.
+/// An `MR x (NV * WIDTH)` tile of `A B`: the sum of the outer products of A's columns, of at least `MR` elements each, and B's
+/// rows, of at least `NV * WIDTH`. Both may be packed panels or the matrices themselves; where the lengths are constants, nothing
+/// is left to check in the loop.
 ///
-/// Every element is one chain of multiply-adds in the order of p, whatever the width of a vector.
+/// Every element is one chain of multiply-adds in the order of the products, whatever the width of a vector.
 #[inline(always)]
-pub(super) fn tile<V: Lanes, const MR: usize, const NV: usize>(
-    kc: usize,
-    a: &[V::Elem],
-    lda: usize,
-    b: &[V::Elem],
-    ldb: usize,
+pub(super) fn tile<'a, V: Lanes, const MR: usize, const NV: usize>(
+    a_columns: impl Iterator<Item = &'a [V::Elem]>,
+    b_rows: impl Iterator<Item = &'a [V::Elem]>,
 ) -> [[V; NV]; MR] {
     let mut acc = [[V::zero(); NV]; MR];
-    for p in 0..kc {
-        let a_column = &a[p * lda..][..MR];
-        let b_row = &b[p * ldb..][..NV * V::WIDTH];
+    for (a_column, b_row) in a_columns.zip(b_rows) {
+        let (a_column, b_row) = (&a_column[..MR], &b_row[..NV * V::WIDTH]);
         let mut b_vectors = [V::zero(); NV];
         for v in 0..NV {
             b_vectors[v] = V::load(&b_row[v * V::WIDTH..]);

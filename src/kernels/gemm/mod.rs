@@ -117,7 +117,7 @@ fn product<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, mu
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let isa = Isa::current();
     let rows = blocking::rows_per_task(m);
-    let in_place = b.col_stride() == 1 && blocking::reads_b_in_place(m, b.row_stride());
+    let in_place = b.col_stride() == 1 && b.row_stride() > 0 && blocking::reads_b_in_place(m, b.row_stride());
     for jc in (0..n).step_by(NC) {
         let nc = NC.min(n - jc);
         for pc in (0..k).step_by(KC) {
@@ -197,7 +197,7 @@ impl<T: Element> Rows<'_, T> {
         let Block { pc, kc, jc, nc } = self.block;
         let nr = NV * V::WIDTH;
         let (m, a_stride) = (self.a.rows(), self.a.col_stride());
-        let a_in_place = self.a.row_stride() == 1 && blocking::reads_a_in_place(kc);
+        let a_in_place = self.a.row_stride() == 1 && a_stride > 0 && blocking::reads_a_in_place(kc);
         let mut packed = [[T::ZERO; MR]; KC];
         let packed = packed.as_flattened_mut();
         for ir in (0..m).step_by(MR) {
@@ -216,8 +216,14 @@ impl<T: Element> Rows<'_, T> {
                 } else {
                     (&self.panels[jr * kc..], nr)
                 };
-                let tile = micro::tile::<V, MR, NV>(kc, a_panel, lda, b_panel, ldb);
-                self.write(&tile, ir, rows, jc + jr, cols);
+                let tile = if lda == MR && ldb == nr {
+                    let (a_panel, b_panel) = (&a_panel[..kc * MR], &b_panel[..kc * nr]);
+                    micro::tile::<V, MR, NV>(a_panel.chunks_exact(MR), b_panel.chunks_exact(nr))
+                } else {
+                    let (a_columns, b_rows) = (a_panel.windows(MR).step_by(lda), b_panel.windows(nr).step_by(ldb));
+                    micro::tile::<V, MR, NV>(a_columns.take(kc), b_rows)
+                };
+                self.write(tile, ir, rows, jc + jr, cols);
             }
         }
     }
@@ -226,7 +232,7 @@ impl<T: Element> Rows<'_, T> {
     #[inline(always)]
     fn write<V: Lanes<Elem = T>, const MR: usize>(
         &mut self,
-        tile: &[[V; NV]; MR],
+        tile: [[V; NV]; MR],
         i0: usize,
         rows: usize,
         j0: usize,
@@ -236,6 +242,19 @@ impl<T: Element> Rows<'_, T> {
         let (alpha, beta) = (V::splat(self.alpha), V::splat(self.beta));
         let reads_c = self.beta != T::ZERO;
         let data = self.c.data_mut();
+        if cs == 1 && rows == MR && cols == NV * V::WIDTH {
+            // A full tile goes from its registers to C.
+            for i in 0..MR {
+                let row = &mut data[(i0 + i) * rs + j0..][..NV * V::WIDTH];
+                for v in 0..NV {
+                    let part = &mut row[v * V::WIDTH..];
+                    let product = tile[i][v] * alpha;
+                    let sum = if reads_c { beta.mul_add(V::load(part), product) } else { product };
+                    sum.store(part);
+                }
+            }
+            return;
+        }
         for i in 0..MR {
             if i >= rows {
                 break;
