@@ -92,7 +92,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 
 #[test]
 fn fused_instruction_sets_give_the_same_bits() {
-    // Exponentials and logarithms are the crate's own, written over lanes, so even the loss has the same bits. `portable` rounds
+    // Exponentials are the crate's own, written over lanes, so even the loss has the same bits. `portable` rounds
     // twice where the others round once, and Adam's first steps, as long for a tiny gradient as for a large one, magnify that.
     let (images, _) = digits::generate(4, 96, 1);
     let run = |isa| with_isa(isa, || train_digits(&[784, 13, 7, 10], 16, 6, &Threads::one(), &images));
