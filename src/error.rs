@@ -91,8 +91,9 @@ impl fmt::Display for Error {
             Error::Invalid { what, value, expected } => write!(f, "{what} is {value}, but must be {expected}"),
             Error::OneValuePerChannel { channels } => write!(
                 f,
-                "batch normalisation over {channels} channels cannot train on one value per channel: the variance of a \
-                 single value is not defined; use a batch of at least 2, drop the last short batch, or evaluate instead"
+                "batch normalisation over {channels} channels cannot take statistics from one value per channel: the variance \
+                 of a single value is not defined; use a batch of at least 2, drop the last short batch, or evaluate with \
+                 running statistics"
             ),
             Error::Format { path, offset, expected, found } => {
                 write!(f, "{}: at byte {offset}: expected {expected}, found {found}", path.display())

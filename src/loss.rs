@@ -42,7 +42,9 @@ impl Loss {
         }
         match (self, targets) {
             (Loss::CrossEntropy, Targets::Classes(labels)) => {
-                let rows = y.shape().dims().first().copied().unwrap_or(0);
+                let [rows, _] = *y.shape().dims() else {
+                    return Err(Error::shape("cross-entropy: outputs", "[n, c]", y.shape()));
+                };
                 if labels.len() != rows {
                     return Err(Error::shape(
                         "cross-entropy: classes",

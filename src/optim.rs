@@ -141,9 +141,12 @@ impl<T: Element> Adam<T> {
     /// With another constant in the denominator.
     ///
     /// # Errors
-    /// If it is negative or not finite.
+    /// If it is not finite, or not above 0 in the element type: a gradient that was always 0 would divide 0 by 0.
     pub fn eps(mut self, eps: f64) -> Result<Self> {
-        self.step.eps = check("eps", eps, 0.0, f64::INFINITY)?;
+        if !(eps.is_finite() && T::from_f64(eps) > T::ZERO) {
+            return Err(Error::invalid("adam: eps", eps, format!("finite and above 0 in {}", T::NAME)));
+        }
+        self.step.eps = eps;
         Ok(self)
     }
 
@@ -166,6 +169,9 @@ impl<T: Element> Optimizer<T> for Adam<T> {
         if grad.len() != value.len() {
             return Err(Error::shape("adam: gradient", value.len(), grad.len()));
         }
+        if self.step.step == 0 {
+            return Err(Error::invalid("adam: step", 0, "at least 1: begin_step comes before update"));
+        }
         let first = state(&mut self.first, index, value.len())?;
         let second = state(&mut self.second, index, value.len())?;
         update::adam(&self.step, value, grad, first, second);
@@ -185,7 +191,8 @@ mod tests {
         sgd.update(0, &mut p, &[2.0]).unwrap();
         assert_eq!(p, [0.0]);
         // Adam's first step is lr g / (|g| + eps'), whatever the size of g.
-        let mut adam = Adam::new(0.1).unwrap().eps(0.0).unwrap();
+        let mut adam = Adam::new(0.1).unwrap().eps(1e-300).unwrap();
+        assert!(adam.update(0, &mut p, &[1.0]).is_err(), "a step that was not begun");
         adam.begin_step();
         adam.update(0, &mut p, &[-300.0]).unwrap();
         assert!((p[0] - 0.1).abs() < 1e-15);

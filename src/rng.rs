@@ -98,11 +98,16 @@ impl Rng {
     }
 }
 
-/// Natural logarithm of a positive normal number from arithmetic alone, relative error below 1e-15.
+/// Natural logarithm of a positive normal number from arithmetic alone, relative error below 1e-15; NaN and infinity stay.
+///
+/// For draws, and for losses that must have the same bits everywhere: the system's logarithm differs between versions.
 ///
 /// x = m 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh s with s = (m - 1) / (m + 1), |s| < 0.172, whose series
 /// 2 (s + s^3/3 + s^5/5 + ...) is cut where s^23/23 is below 2^-60.
-fn ln(x: f64) -> f64 {
+pub(crate) fn ln(x: f64) -> f64 {
+    if !x.is_finite() {
+        return x;
+    }
     const FRACTION: u64 = (1 << 52) - 1;
     let bits = x.to_bits();
     let mut exponent = (bits >> 52) as i32 - 1023;

@@ -41,22 +41,12 @@ impl Shape {
     /// # Panics
     /// If it exceeds what can be addressed.
     pub fn len(&self) -> usize {
-        self.checked_len().expect("a tensor's size was checked when the tensor was made")
+        self.checked_len().expect("a shape whose number of elements fits an address")
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.dims().contains(&0)
-    }
-
-    /// The same shape with `n` in front: a batch of it.
-    ///
-    /// # Panics
-    /// If there are four dimensions already.
-    pub fn batch(&self, n: usize) -> Shape {
-        let mut dims = [n, 1, 1, 1, 1];
-        dims[1..=self.rank].copy_from_slice(self.dims());
-        Shape::new(&dims[..=self.rank])
     }
 }
 
@@ -73,7 +63,9 @@ impl fmt::Debug for Shape {
 }
 
 impl<const N: usize> From<[usize; N]> for Shape {
+    /// Five dimensions are refused when the program is compiled.
     fn from(dims: [usize; N]) -> Self {
+        const { assert!(N <= 4, "a tensor has at most four dimensions") };
         Shape::new(&dims)
     }
 }
@@ -90,7 +82,7 @@ impl<T: Element> Tensor<T> {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// If the size cannot be addressed.
+    /// If the size cannot be addressed, or if the system refuses the memory.
     pub fn zeros(shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
         let slack = ALIGNMENT / size_of::<T>() - 1;
@@ -99,6 +91,9 @@ impl<T: Element> Tensor<T> {
         let (Some(len), Some(true)) = (len, bytes.map(|b| isize::try_from(b).is_ok())) else {
             return Err(Error::shape("tensor", "a size that fits an address", shape));
         };
+        // Asking first turns a refusal into an error; `vec!` then asks for pages that are zero already, and aborts if it is refused.
+        let refused = |_| Error::shape("tensor", "a size that the system has memory for", shape);
+        Vec::<T>::new().try_reserve_exact(len).map_err(refused)?;
         let storage = vec![T::ZERO; len];
         let start = storage.as_ptr().align_offset(ALIGNMENT);
         // align_offset may give up (it does in an interpreter); then the tensor is merely not aligned.
@@ -251,6 +246,5 @@ mod tests {
         }
         assert!(Tensor::<f64>::zeros([usize::MAX, 2]).is_err());
         assert!(Tensor::from_slice([2, 2], &[1.0f32; 3]).is_err());
-        assert_eq!(Shape::new(&[3, 4]).batch(2).dims(), [2, 3, 4]);
     }
 }

@@ -7,7 +7,7 @@ use crate::record::{Record, Row, Run};
 use crate::report::Report;
 use crate::term::{Progress, Term};
 use crate::watch::Watch;
-use evenkeel::data::{Images, LastBatch, Loader, Order, Scale};
+use evenkeel::data::{LastBatch, Loader, Order};
 use evenkeel::simd::Isa;
 use evenkeel::train::{Evaluator, Trainer, enter};
 use evenkeel::{Error, Loss, Targets, Threads, machine};
@@ -47,6 +47,9 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
         runs.push(Run { name, rows: Vec::new(), watch });
     }
 
+    let first = &contestants[0].evaluator;
+    let (mut train_set, mut validation_set) = (first.loader(&train, scale)?, first.loader(&validation, scale)?);
+
     let config = json!({
         "command": "compare",
         "version": env!("CARGO_PKG_VERSION"),
@@ -78,15 +81,16 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
         options.optimizer.name(),
         options.seed
     );
-    let progress = term.progress((options.epochs * batches.batches()) as u64);
+    let progress = term.progress((options.epochs as u64).saturating_mul(batches.batches() as u64));
     let mut report = progress.aside(|| Report::begin(options.format, term, &note))?;
     enter(&threads, || {
         for epoch in 1..=options.epochs {
             progress.name(format!("epoch {epoch} of {}", options.epochs));
             let trained = train_epoch(epoch, &mut contestants, &mut runs, &mut batches, &progress)?;
             for ((contestant, run), (step_loss, seconds)) in contestants.iter_mut().zip(&mut runs).zip(trained) {
-                let (train, validation) =
-                    (contestant.evaluate(&train, scale)?, contestant.evaluate(&validation, scale)?);
+                let Contestant { trainer, evaluator } = contestant;
+                let mut score = |set| trainer.evaluate(evaluator, set).map_err(Failure::while_doing(run.name));
+                let (train, validation) = (score(&mut train_set)?, score(&mut validation_set)?);
                 run.rows.push(Row { step_loss, train, validation, seconds });
             }
             record.numbers(&runs)?;
@@ -103,13 +107,6 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
 struct Contestant {
     trainer: Trainer<f32>,
     evaluator: Evaluator<f32>,
-}
-
-impl Contestant {
-    fn evaluate(&mut self, images: &Images, scale: Scale) -> Result<evenkeel::train::Metrics, Error> {
-        let mut loader = self.evaluator.loader(images, scale)?;
-        self.evaluator.evaluate(self.trainer.model(), &mut loader)
-    }
 }
 
 /// One epoch of both, batch by batch, so that each batch is gathered once. Mean batch loss and seconds of each.

@@ -30,11 +30,6 @@ impl Failure {
         move |error| Failure::Write { path: path.display().to_string(), error }
     }
 
-    /// Whether the reader of standard output has gone.
-    pub(crate) fn is_closed_pipe(&self) -> bool {
-        matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
-    }
-
     /// 1 broke down, 2 wrong usage, 3 data or folder.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
@@ -68,7 +63,7 @@ impl fmt::Display for Failure {
             Failure::Library { doing, error } => write!(f, "{doing}: {error}"),
             Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
             Failure::Write { path, error } => {
-                write!(f, "cannot write {path}: {error}; name a folder that can be written with --out")
+                write!(f, "cannot write {path}: {error}; use --out to name a folder that can be written")
             }
             Failure::Chart(error) => write!(f, "{error}"),
         }

@@ -3,6 +3,7 @@
 use crate::args::{Format, Info};
 use crate::failure::Failure;
 use crate::source::DATA_VARIABLE;
+use crate::term::Out;
 use evenkeel::machine;
 use evenkeel::simd::{ISA_VARIABLE, Isa};
 use serde_json::json;
@@ -26,8 +27,8 @@ pub(crate) fn run(options: &Info) -> Result<(), Failure> {
         }
         Format::Human => {
             let variable = |name: &str| match std::env::var(name) {
-                Ok(value) if !value.is_empty() => format!("{name}={value}"),
-                _ => format!("{name} is not set"),
+                Ok(value) if !value.is_empty() => format!("{name}: {value}"),
+                _ => format!("{name}: not set"),
             };
             let caches: Vec<String> = caches.iter().map(|c| format!("L{} {} KiB", c.level, c.bytes / 1024)).collect();
             let caches = if caches.is_empty() { "unknown".to_string() } else { caches.join(", ") };
@@ -35,7 +36,7 @@ pub(crate) fn run(options: &Info) -> Result<(), Failure> {
                 format!("evenkeel         {}", env!("CARGO_PKG_VERSION")),
                 format!("processor        {}", machine::processor().unwrap_or("unknown".to_string())),
                 format!(
-                    "instruction set  {} (of {}; {} caps it)",
+                    "instruction set  {} (of {}; capped by {})",
                     Isa::current(),
                     available.join(", "),
                     variable(ISA_VARIABLE)
@@ -47,5 +48,5 @@ pub(crate) fn run(options: &Info) -> Result<(), Failure> {
             .join("\n")
         }
     };
-    writeln!(std::io::stdout(), "{text}").map_err(Failure::Output)
+    writeln!(Out, "{text}").map_err(Failure::Output)
 }

@@ -30,8 +30,6 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever closed the pipe has read enough.
-        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
             // Nothing can be done about a standard error that is gone.
             let _ = writeln!(std::io::stderr(), "evenkeel: {failure}");

@@ -3,9 +3,9 @@
 use crate::args::Format;
 use crate::failure::Failure;
 use crate::record::{Row, Run};
-use crate::term::{self, Column, Rows, Term};
+use crate::term::{self, Column, Out, Rows, Term};
 use serde_json::{Value, json};
-use std::io::{self, Stdout, Write};
+use std::io::Write;
 use std::path::Path;
 
 /// Validation accuracies whose first epoch the verdict names.
@@ -14,7 +14,7 @@ const MILESTONES: [f64; 5] = [0.80, 0.85, 0.90, 0.95, 0.97];
 /// Writes as a run goes on.
 pub(crate) enum Report {
     /// A running table.
-    Human(Rows<'static, Stdout>),
+    Human(Rows<'static, Out>),
     /// One object a line.
     Json,
 }
@@ -36,7 +36,7 @@ impl Report {
             Column::numbers("accuracy", 8),
             Column::numbers("seconds", 7),
         ];
-        Ok(Report::Human(Rows::begin(term, io::stdout(), &columns).map_err(Failure::Output)?))
+        Ok(Report::Human(Rows::begin(term, Out, &columns).map_err(Failure::Output)?))
     }
 
     /// The newest epoch of each run.
@@ -178,7 +178,7 @@ fn percent(share: f64) -> String {
 }
 
 fn line(text: &str) -> Result<(), Failure> {
-    writeln!(io::stdout(), "{text}").map_err(Failure::Output)
+    writeln!(Out, "{text}").map_err(Failure::Output)
 }
 
 #[cfg(test)]

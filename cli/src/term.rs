@@ -60,6 +60,26 @@ fn style() -> ProgressStyle {
     style.with_key("rate", rate).with_key("left", left).progress_chars("=> ")
 }
 
+/// Standard output. Whoever closes the pipe has read enough: what is written then is lost, and the work goes on.
+#[derive(Debug)]
+pub(crate) struct Out;
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match io::stdout().write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(bytes.len()),
+            result => result,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match io::stdout().flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
+    }
+}
+
 /// A progress bar; it clears itself when dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {

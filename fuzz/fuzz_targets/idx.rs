@@ -28,7 +28,7 @@ enum Input<'a> {
 }
 
 fn read<const D: usize>(file: &[u8]) -> Result<Array<D>, Error> {
-    let answer = decode::<D>(file, file.len() as u64, Path::new("fuzz"));
+    let answer = decode::<D>(file, Path::new("fuzz"));
     match &answer {
         Ok(array) => assert_eq!(array.values.len(), array.dims.iter().product::<usize>()),
         Err(error) => assert!(matches!(error, Error::Format { .. }), "{error}"),

@@ -59,8 +59,8 @@ pub fn read_images(images: &Path, labels: &Path, classes: usize) -> Result<Image
 /// As [`read_images`], except that nothing is opened.
 pub fn parse_images(images: &[u8], labels: &[u8], classes: usize) -> Result<Images> {
     let (images_name, labels_name) = (Path::new("images"), Path::new("labels"));
-    let images = decode(images, images.len() as u64, images_name)?;
-    let labels = decode(labels, labels.len() as u64, labels_name)?;
+    let images = decode(images, images_name)?;
+    let labels = decode(labels, labels_name)?;
     pair(images_name, images, labels_name, labels, classes)
 }
 
@@ -152,26 +152,28 @@ fn read<const D: usize>(path: &Path) -> Result<Array<D>> {
     }
     let file = File::open(path).map_err(open)?;
     let size = file.metadata().map_err(open)?.len();
-    decode(BufReader::with_capacity(FIRST_PIECE, file), size, path)
+    decode_from(BufReader::with_capacity(FIRST_PIECE, file), size, path)
 }
 
-/// Reads an array of `D` dimensions, from gzip or plain bytes, to the end of the file.
-///
-/// `stored` gives the bytes of the file, `size` of them. `path` is only named in errors. What comes from a slice needs
-/// no file: `decode(bytes, bytes.len() as u64, name)`.
+/// Reads an array of `D` dimensions from the contents of a file, gzip or plain; `name` is only named in errors.
 ///
 /// # Errors
-/// As [`read_images`] has them for one file; a failure of `stored` itself is an [`Error::Io`].
+/// As [`read_images`] has them for one file.
 ///
 /// # Examples
 /// ```
 /// use evenkeel::data::idx;
 /// let file = [0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9];
-/// let array = idx::decode::<1>(&file[..], 11, "labels".as_ref())?;
+/// let array = idx::decode::<1>(&file, "labels".as_ref())?;
 /// assert_eq!((array.dims, array.values), ([3], vec![7, 8, 9]));
 /// # Ok::<(), evenkeel::Error>(())
 /// ```
-pub fn decode<const D: usize>(stored: impl BufRead, size: u64, path: &Path) -> Result<Array<D>> {
+pub fn decode<const D: usize>(file: &[u8], name: &Path) -> Result<Array<D>> {
+    decode_from(file, file.len() as u64, name)
+}
+
+/// [`decode`] of what `stored` gives, the bytes of a file of `size` bytes; its own failures are an [`Error::Io`].
+fn decode_from<const D: usize>(stored: impl BufRead, size: u64, path: &Path) -> Result<Array<D>> {
     let mut stored = stored;
     let mut start = Vec::with_capacity(GZIP.len());
     stored.by_ref().take(GZIP.len() as u64).read_to_end(&mut start).map_err(|e| Error::io("read", path, e))?;
@@ -376,9 +378,17 @@ mod tests {
     fn a_source_that_fails_is_not_a_bad_file() {
         for broken in [|| io::Error::from_raw_os_error(5), || io::Error::other("gone")] {
             for start in [&b"\0\0\x08\x01\0\0\0\x02a"[..], b"\x1f\x8b\x08\0\0\0\0\0\0\0", b"\0", b""] {
-                let answer = decode::<1>(BufReader::new(Failing(start, broken)), 10, Path::new("x"));
+                let answer = decode_from::<1>(BufReader::new(Failing(start, broken)), 10, Path::new("x"));
                 assert!(matches!(answer, Err(Error::Io { action: "read", .. })), "{answer:?} after {start:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_its_length_meanwhile_is_refused() {
+        let file = b"\0\0\x08\x01\0\0\0\x03abc";
+        for (bytes, size) in [(&file[..10], 11), (&file[..], 10)] {
+            assert!(matches!(decode_from::<1>(bytes, size, Path::new("x")), Err(Error::Format { offset: 10, .. })));
         }
     }
 
@@ -392,7 +402,7 @@ mod tests {
             }
         }
         let file = b"\0\0\x08\x01\0\0\0\x03abc";
-        let array = decode::<1>(BufReader::with_capacity(1, Slow(file, false)), 11, Path::new("x")).unwrap();
+        let array = decode_from::<1>(BufReader::with_capacity(1, Slow(file, false)), 11, Path::new("x")).unwrap();
         assert_eq!(array, Array { dims: [3], values: b"abc".to_vec() });
     }
 }

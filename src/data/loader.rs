@@ -84,11 +84,16 @@ impl<'a, T: Element> Loader<'a, T> {
     /// # Errors
     /// If the batch size is 0 or larger than the set, or if the scale is not finite or divides by zero.
     pub fn new(images: &'a Images, batch_size: usize, order: Order, last: LastBatch, scale: Scale) -> Result<Self> {
+        if images.is_empty() {
+            return Err(Error::invalid("number of images", 0, "at least 1"));
+        }
         if batch_size == 0 || batch_size > images.len() {
             let expected = format!("from 1 to the number of examples, {}", images.len());
             return Err(Error::invalid("batch size", batch_size, expected));
         }
-        if !(scale.mean.is_finite() && scale.std.is_finite() && scale.std != 0.0) {
+        // In the element type: what rounds to 0 divides by 0.
+        let (mean, std) = (T::from_f64(scale.mean), T::from_f64(scale.std));
+        if !(mean.is_finite() && std.is_finite() && (T::ONE / std).is_finite()) {
             let found = format!("mean {}, std {}", scale.mean, scale.std);
             return Err(Error::invalid("scale of the pixels", found, "finite, and std not 0"));
         }
@@ -151,7 +156,8 @@ impl<'a, T: Element> Loader<'a, T> {
         for (label, &index) in self.labels.iter_mut().zip(indices) {
             *label = self.images.labels()[index];
         }
-        let x = TensorRef::new([n, features], &self.x.data()[..n * features]).ok()?;
+        let x = TensorRef::new([n, features], &self.x.data()[..n * features]);
+        let x = x.expect("a slice is cut to the length of its shape");
         Some(Batch { x, labels: &self.labels[..n] })
     }
 }

@@ -28,9 +28,12 @@ impl Images {
     /// `pixels`: `[n, height, width]`, `labels`: `[n]`, each label below `classes`.
     ///
     /// # Errors
-    /// When the lengths disagree, or a label is not below `classes`.
+    /// When an image has no pixels, when the lengths disagree, or when a label is not below `classes`.
     pub fn new(pixels: Vec<u8>, labels: Vec<u8>, height: usize, width: usize, classes: usize) -> Result<Self> {
-        let expected = labels.len().checked_mul(height).and_then(|v| v.checked_mul(width));
+        let expected = height.checked_mul(width).and_then(|pixels| pixels.checked_mul(labels.len()));
+        if height == 0 || width == 0 {
+            return Err(Error::shape("images", "at least one pixel", format!("{height}x{width}")));
+        }
         if expected != Some(pixels.len()) {
             let wanted = format!("{} images of {height}x{width} pixels", labels.len());
             return Err(Error::shape("images: pixels", wanted, format!("{} bytes", pixels.len())));

@@ -16,6 +16,9 @@
 //! **Kinks are held.** A layer with decisions takes them as at the base point ([`Layer::forward_held`]), so that the function is
 //! smooth and no entry has to be skipped.
 //!
+//! **Gradients of parameters are added.** A second backward pass, which is not asked for the input's gradient, must add the same
+//! again; a layer that overwrites its gradients, or whose gradients change with what it is asked for, fails.
+//!
 //! **The rule.** `|analytic - numeric| <= of_tensor * max |g of the tensor| + of_all * max |g of all tensors|`; the second part is what
 //! rounding of L leaves in a tensor whose gradient is (nearly) zero.
 
@@ -23,8 +26,8 @@ mod report;
 
 pub use report::{Report, TensorReport};
 
-use crate::error::Result;
-use crate::layers::{Layer, ParameterMut};
+use crate::error::{Error, Result};
+use crate::layers::{Layer, Parameter, ParameterMut};
 use crate::loss::{Loss, Targets};
 use crate::model::Sequential;
 use crate::rng::Rng;
@@ -53,6 +56,14 @@ struct Variables {
     name: String,
     values: Vec<f64>,
     analytic: Vec<f64>,
+    /// What a second backward pass added to the gradient; it should be the same.
+    added: Option<Vec<f64>>,
+}
+
+impl Variables {
+    fn input(x: &[f64], dx: &[f64]) -> Self {
+        Variables { name: "x".to_string(), values: x.to_vec(), analytic: dx.to_vec(), added: None }
+    }
 }
 
 /// Compares all entries of all tensors; `objective(tensor, index, value)` is L with that one entry replaced.
@@ -67,7 +78,9 @@ fn compare<E>(
     for (t, tensor) in tensors.iter().enumerate() {
         let allowed = tolerance.of_tensor * largest(&tensor.analytic) + tolerance.of_all * largest_of_all;
         let mut report = TensorReport::new(&tensor.name, tensor.values.len(), allowed);
-        for (i, (&value, &analytic)) in tensor.values.iter().zip(&tensor.analytic).enumerate() {
+        for (i, &value) in tensor.values.iter().enumerate() {
+            // A gradient that is too short has no entry here, and NaN passes no check.
+            let analytic = tensor.analytic.get(i).copied().unwrap_or(f64::NAN);
             let mut best = (f64::INFINITY, f64::NAN);
             for h in STEPS {
                 let (above, below) = (value + h, value - h);
@@ -79,6 +92,9 @@ fn compare<E>(
                 }
             }
             report.add(i, analytic, best.1);
+            if let Some(added) = &tensor.added {
+                report.add(i, added.get(i).copied().unwrap_or(f64::NAN), best.1);
+            }
         }
         reports.push(report);
     }
@@ -119,7 +135,7 @@ pub fn check_closures(
     let mut dx = vec![f64::NAN; x.len()];
     backward(x, &dy, &mut dx);
     let (mut moved, mut y) = (x.to_vec(), vec![f64::NAN; outputs]);
-    let variables = Variables { name: "x".to_string(), values: x.to_vec(), analytic: dx };
+    let variables = Variables::input(x, &dx);
     let Ok(report) = compare::<std::convert::Infallible>(vec![variables], tolerance, &mut |_, i, value| {
         moved[i] = value;
         forward(&moved, &mut y);
@@ -165,7 +181,7 @@ impl State {
 /// The layer is left as it was, gradients apart, whether the check succeeds or not.
 ///
 /// # Errors
-/// If the layer refuses the input.
+/// If the layer refuses the input, or if its `visit` and `visit_mut` show different parameters, or gradients of other sizes.
 pub fn check_layer(
     layer: &mut dyn Layer<f64>,
     x: TensorRef<'_, f64>,
@@ -191,12 +207,18 @@ fn run_layer(layer: &mut dyn Layer<f64>, x: TensorRef<'_, f64>, seed: u64, toler
     layer.forward(x, y.view_mut(), &mut saved, &mut scratch)?;
     layer.visit_mut(&mut |parameter| parameter.grad.fill(0.0));
     layer.backward(x, TensorRef::new(output, &dy)?, Some(dx.view_mut()), &saved, &mut scratch)?;
-
-    let mut variables =
-        vec![Variables { name: "x".to_string(), values: x.data().to_vec(), analytic: dx.data().to_vec() }];
-    layer.visit(&mut |p| {
-        variables.push(Variables { name: p.name.to_string(), values: p.value.to_vec(), analytic: p.grad.to_vec() });
-    });
+    let first = parameters(&mut |f| layer.visit(&mut |p| f(0, p)));
+    // Once more, without asking for dx: gradients of parameters are the same, and are added.
+    layer.backward(x, TensorRef::new(output, &dy)?, None, &saved, &mut scratch)?;
+    let second = parameters(&mut |f| layer.visit(&mut |p| f(0, p)));
+    let mut writable = Vec::new();
+    layer.visit_mut(&mut |p| writable.push((p.name, p.value.to_vec(), p.grad.len())));
+    let mut variables = vec![Variables::input(x.data(), dx.data())];
+    variables.extend(paired(first, second, &writable)?.into_iter().map(|v| Variables {
+        // A layer's own parameters go by their names alone.
+        name: v.name.trim_start_matches("0.").to_string(),
+        ..v
+    }));
     let mut moved = x.data().to_vec();
     compare(variables, tolerance, &mut |tensor, i, value| {
         let old = replace(|f| layer.visit_mut(f), &mut moved, tensor, i, value);
@@ -205,6 +227,41 @@ fn run_layer(layer: &mut dyn Layer<f64>, x: TensorRef<'_, f64>, seed: u64, toler
         replace(|f| layer.visit_mut(f), &mut moved, tensor, i, old);
         result.map(|()| dot(&dy, y.data()))
     })
+}
+
+/// Name, values and gradient of every parameter that `visit` shows.
+type Shown = Vec<(String, Vec<f64>, Vec<f64>)>;
+
+fn parameters(visit: &mut dyn FnMut(&mut dyn FnMut(usize, Parameter<'_, f64>))) -> Shown {
+    let mut shown = Vec::new();
+    visit(&mut |layer, p| shown.push((format!("{layer}.{}", p.name), p.value.to_vec(), p.grad.to_vec())));
+    shown
+}
+
+/// The parameters after one backward pass and after another, which should have added the same again; and what can be written must
+/// be what can be read, or a check would move something else than it looks at.
+fn paired(first: Shown, second: Shown, writable: &[(&str, Vec<f64>, usize)]) -> Result<Vec<Variables>> {
+    let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
+    let same = first.len() == writable.len()
+        && first.iter().zip(writable).all(|(read, written)| {
+            // `3.weight` in a model is `weight` to its layer.
+            read.0.rsplit('.').next() == Some(written.0) && read.1 == written.1 && read.2.len() == written.2
+        });
+    if !same {
+        let expected = format!("what visit shows: {}", names(&mut first.iter().map(|p| p.0.as_str())));
+        return Err(Error::shape("gradient check: visit_mut", expected, names(&mut writable.iter().map(|p| p.0))));
+    }
+    if let Some((name, values, grad)) = first.iter().find(|(_, values, grad)| values.len() != grad.len()) {
+        let found = format!("{} gradients", grad.len());
+        return Err(Error::shape(format!("gradient check: {name}"), format!("{} values", values.len()), found));
+    }
+    let pairs = first.into_iter().zip(second);
+    Ok(pairs
+        .map(|((name, values, analytic), (_, _, both))| {
+            let added = both.iter().zip(&analytic).map(|(both, once)| both - once).collect();
+            Variables { name, values, analytic, added: Some(added) }
+        })
+        .collect())
 }
 
 /// Replaces one entry: tensor 0 is the input, the others are the parameters in the order in which `visit` shows them. Returns
@@ -263,13 +320,16 @@ fn run_model(
     loss.forward_backward(y, targets, dy)?;
     model.zero_grad();
     model.backward(x, &mut base, Some(dx.view_mut()))?;
-
-    let mut variables =
-        vec![Variables { name: "x".to_string(), values: x.data().to_vec(), analytic: dx.data().to_vec() }];
-    model.visit(&mut |layer, p| {
-        let name = format!("{layer}.{}", p.name);
-        variables.push(Variables { name, values: p.value.to_vec(), analytic: p.grad.to_vec() });
-    });
+    let first = parameters(&mut |f| model.visit(f));
+    // Once more, from the gradient of the loss again, without asking for dx.
+    let (y, dy) = base.output_and_gradient()?;
+    loss.forward_backward(y, targets, dy)?;
+    model.backward(x, &mut base, None)?;
+    let second = parameters(&mut |f| model.visit(f));
+    let mut writable = Vec::new();
+    model.visit_mut(&mut |_, p| writable.push((p.name, p.value.to_vec(), p.grad.len())));
+    let mut variables = vec![Variables::input(x.data(), dx.data())];
+    variables.extend(paired(first, second, &writable)?);
     let mut moved = x.data().to_vec();
     compare(variables, tolerance, &mut |tensor, i, value| {
         let old = replace(|f| model.visit_mut(&mut |_, p| f(p)), &mut moved, tensor, i, value);

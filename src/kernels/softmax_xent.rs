@@ -21,6 +21,7 @@
 //! **Cost.** About 20 flops an element, one read and one write.
 
 use crate::error::{Error, Result};
+use crate::rng::ln;
 use crate::simd::{Element, Group, Isa, Kernel, Lanes};
 
 /// Mean cross-entropy of a batch, and its gradient.
@@ -82,7 +83,7 @@ impl<T: Element> Kernel<T> for Rows<'_, T> {
                 (V::load_up_to(&z[j..]) - max).exp_nonpositive().store_up_to(&mut dz[j..]);
             }
             let sum = Group::<V>::splat(T::ZERO).fold(dz, T::ZERO, |sum, e, _| sum + e).sum().to_f64();
-            total += sum.ln() + (largest.to_f64() - z[label].to_f64());
+            total += ln(sum) + (largest.to_f64() - z[label].to_f64());
             let scale = V::splat(T::from_f64(share / sum));
             for j in (0..self.c).step_by(V::WIDTH) {
                 (V::load_up_to(&dz[j..]) * scale).store_up_to(&mut dz[j..]);

@@ -142,7 +142,7 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
-        check_output(self, x, y.shape(), scratch)?;
+        check_output(self, x.shape(), y.shape(), scratch)?;
         let (saved, scratch) = scratch.split_at_mut(batchnorm::saved_len(self.features));
         match &self.running {
             Some(running) => {
@@ -160,9 +160,9 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
         saved: &mut [T],
         scratch: &mut [T],
     ) -> Result<()> {
-        check_output(self, x, y.shape(), scratch)?;
+        check_output(self, x.shape(), y.shape(), scratch)?;
         let needed = batchnorm::saved_len(self.features);
-        expect_room("batchnorm: saved", needed, saved.len())?;
+        expect_room(self, "saved", needed, saved.len())?;
         let saved = &mut saved[..needed];
         batchnorm::forward(&self.norm(), x.data(), y.data(), saved, scratch)?;
         let n = x.shape().dims()[0];
@@ -182,7 +182,7 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
         saved: &[T],
         scratch: &mut [T],
     ) -> Result<()> {
-        check_backward(self, x, dy, dx.as_ref().map(|dx| dx.shape()), saved, scratch)?;
+        check_backward(self, x.shape(), dy.shape(), dx.as_ref(), saved, scratch)?;
         let saved = &saved[..batchnorm::saved_len(self.features)];
         let mut norm = BatchNorm {
             channels: self.features,

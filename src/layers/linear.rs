@@ -135,7 +135,7 @@ impl<T: Element> Layer<T> for Linear<T> {
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
-        check_output(self, x, y.shape(), scratch)?;
+        check_output(self, x.shape(), y.shape(), scratch)?;
         let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
         let beta = if let Some((bias, _)) = &self.bias {
             for row in y.data().chunks_exact_mut(o) {
@@ -162,7 +162,7 @@ impl<T: Element> Layer<T> for Linear<T> {
         saved: &[T],
         scratch: &mut [T],
     ) -> Result<()> {
-        check_backward(self, x, dy, dx.as_ref().map(|dx| dx.shape()), saved, scratch)?;
+        check_backward(self, x.shape(), dy.shape(), dx.as_ref(), saved, scratch)?;
         let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
         if let Some((_, dbias)) = &mut self.bias {
             reduce::column_sums(dy.data(), dbias.data_mut(), scratch);

@@ -57,12 +57,12 @@ pub trait Layer<T: Element>: Send + Sync {
     /// If the layer does not take such an input.
     fn output_shape(&self, input: Shape) -> Result<Shape>;
 
-    /// Elements that [`Layer::forward`] saves for [`Layer::backward`].
+    /// Elements that [`Layer::forward`] saves for [`Layer::backward`], for an input that [`Layer::output_shape`] takes.
     fn saved_len(&self, _input: Shape) -> usize {
         0
     }
 
-    /// Elements of scratch that any of the passes needs.
+    /// Elements of scratch that any of the passes needs, for an input that [`Layer::output_shape`] takes.
     fn scratch_len(&self, _input: Shape) -> usize {
         0
     }
@@ -123,33 +123,37 @@ pub trait Layer<T: Element>: Send + Sync {
     fn visit_counts_mut(&mut self, _f: &mut dyn FnMut(&'static str, &mut u64)) {}
 }
 
-/// An error unless `found` is `expected`.
-fn expect_shape(what: &str, expected: Shape, found: Shape) -> Result<()> {
-    if expected == found { Ok(()) } else { Err(Error::shape(what, expected, found)) }
+/// An error unless the shapes of a pass agree and its scratch suffices. Names are made only when there is something to say.
+fn check_output<T: Element>(layer: &dyn Layer<T>, x: Shape, y: Shape, scratch: &[T]) -> Result<()> {
+    let output = layer.output_shape(x)?;
+    if output != y {
+        return Err(Error::shape(format!("{}: y or dy", layer.describe()), output, y));
+    }
+    expect_room(layer, "scratch", layer.scratch_len(x), scratch.len())
 }
 
-/// An error unless a caller's slice has at least `needed` elements.
-fn expect_room(what: &str, needed: usize, found: usize) -> Result<()> {
-    if found >= needed { Ok(()) } else { Err(Error::shape(what, format!("{needed} elements"), found)) }
-}
-
-/// Checks the shapes and room of a pass that writes `y`.
-fn check_output<T: Element>(layer: &dyn Layer<T>, x: TensorRef<'_, T>, y: Shape, scratch: &[T]) -> Result<()> {
-    let what = layer.describe();
-    expect_shape(&what, layer.output_shape(x.shape())?, y)?;
-    expect_room(&what, layer.scratch_len(x.shape()), scratch.len())
-}
-
-/// Checks the shapes and room of a backward pass.
+/// [`check_output`] for a backward pass, with what it needs besides.
 fn check_backward<T: Element>(
     layer: &dyn Layer<T>,
-    x: TensorRef<'_, T>,
-    dy: TensorRef<'_, T>,
-    dx: Option<Shape>,
+    x: Shape,
+    dy: Shape,
+    dx: Option<&TensorMut<'_, T>>,
     saved: &[T],
     scratch: &[T],
 ) -> Result<()> {
-    check_output(layer, x, dy.shape(), scratch)?;
-    expect_room(&layer.describe(), layer.saved_len(x.shape()), saved.len())?;
-    dx.map_or(Ok(()), |dx| expect_shape(&layer.describe(), x.shape(), dx))
+    check_output(layer, x, dy, scratch)?;
+    expect_room(layer, "saved", layer.saved_len(x), saved.len())?;
+    match dx.map(|dx| dx.shape()).filter(|&dx| dx != x) {
+        Some(dx) => Err(Error::shape(format!("{}: dx", layer.describe()), x, dx)),
+        None => Ok(()),
+    }
+}
+
+/// An error unless a caller's slice has at least `needed` elements.
+fn expect_room<T: Element>(layer: &dyn Layer<T>, what: &str, needed: usize, found: usize) -> Result<()> {
+    if found >= needed {
+        return Ok(());
+    }
+    let what = format!("{}: {what}", layer.describe());
+    Err(Error::shape(what, format!("at least {needed} elements"), format!("{found} elements")))
 }

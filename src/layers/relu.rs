@@ -1,7 +1,7 @@
 //! The ReLU layer: `y = max(0, x)`; see [`kernels::relu`](crate::kernels::relu).
 
 use super::{Layer, check_backward, check_output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::relu;
 use crate::simd::Element;
 use crate::tensor::{Shape, TensorMut, TensorRef};
@@ -27,7 +27,7 @@ impl<T: Element> Layer<T> for Relu {
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
-        check_output(self, x, y.shape(), scratch)?;
+        check_output(self, x.shape(), y.shape(), scratch)?;
         relu::forward(x.data(), y.data());
         Ok(())
     }
@@ -44,7 +44,7 @@ impl<T: Element> Layer<T> for Relu {
         saved: &[T],
         scratch: &mut [T],
     ) -> Result<()> {
-        check_backward(self, x, dy, dx.as_ref().map(|dx| dx.shape()), saved, scratch)?;
+        check_backward(self, x.shape(), dy.shape(), dx.as_ref(), saved, scratch)?;
         if let Some(mut dx) = dx {
             relu::backward(x.data(), dy.data(), dx.data());
         }
@@ -59,8 +59,10 @@ impl<T: Element> Layer<T> for Relu {
         _saved: &mut [T],
         scratch: &mut [T],
     ) -> Result<()> {
-        check_output(self, x, y.shape(), scratch)?;
-        super::expect_shape("ReLU: base", x.shape(), base.shape())?;
+        check_output(self, x.shape(), y.shape(), scratch)?;
+        if base.shape() != x.shape() {
+            return Err(Error::shape("ReLU: base", x.shape(), base.shape()));
+        }
         // With the mask of `base`, forward is the same linear map as backward.
         relu::backward(base.data(), x.data(), y.data());
         Ok(())

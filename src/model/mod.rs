@@ -74,11 +74,13 @@ impl<T: Element> Sequential<T> {
     /// # Errors
     /// If the layers do not fit one another, or if the memory cannot be addressed.
     pub fn infer_space(&self, input: Shape) -> Result<InferSpace<T>> {
+        checked_len(input)?;
         let (mut widest, mut scratch, mut shape) = (0, 0, input);
         for (i, layer) in self.layers.iter().enumerate() {
+            let output = named(i, layer.output_shape(shape))?;
+            widest = widest.max(checked_len(output)?);
             scratch = scratch.max(layer.scratch_len(shape));
-            shape = named(i, layer.output_shape(shape))?;
-            widest = widest.max(checked_len(shape)?);
+            shape = output;
         }
         Ok(InferSpace {
             current: Tensor::zeros([widest])?,
@@ -100,6 +102,10 @@ impl<T: Element> Sequential<T> {
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let output = named(i, layer.output_shape(shape))?;
+            if output.len() > space.next.data().len() {
+                let room = format!("room for {} elements", output.len());
+                return Err(Error::shape("model: space for evaluation", room, space.next.data().len()));
+            }
             let (input_data, output_data) = (space.current.data(), &mut space.next.data_mut()[..output.len()]);
             let input = if i == 0 { x } else { TensorRef::new(shape, &input_data[..shape.len()])? };
             named(i, layer.infer(input, TensorMut::new(output, output_data)?, space.scratch.data_mut()))?;
@@ -136,6 +142,7 @@ impl<T: Element> Sequential<T> {
         space: &mut Workspace<T>,
         base: Option<(TensorRef<'_, T>, &Workspace<T>)>,
     ) -> Result<()> {
+        space.holds_forward = false;
         space.fit(self, x.shape())?;
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let ForwardParts { input, output, saved, scratch } = space.forward_parts(i);
@@ -149,6 +156,7 @@ impl<T: Element> Sequential<T> {
             };
             named(i, result)?;
         }
+        space.holds_forward = true;
         Ok(())
     }
 
@@ -157,16 +165,18 @@ impl<T: Element> Sequential<T> {
     /// The gradient of `x` itself is computed only if `dx` asks for it.
     ///
     /// # Errors
-    /// If `x` is not the batch of the latest forward pass by shape, or if a layer refuses.
+    /// If `space` does not hold a forward pass of this model over a batch of the shape of `x`, or if a layer refuses.
     pub fn backward(
         &mut self,
         x: TensorRef<'_, T>,
         space: &mut Workspace<T>,
         dx: Option<TensorMut<'_, T>>,
     ) -> Result<()> {
-        if x.shape() != space.input {
-            return Err(Error::shape("model: x of the backward pass", space.input, x.shape()));
+        if !space.holds_forward || x.shape() != space.input {
+            let found = format!("a backward pass over {}", x.shape());
+            return Err(Error::shape("model", "a forward pass over the same batch first", found));
         }
+        space.fit(self, x.shape())?;
         let mut dx = dx;
         for (i, layer) in self.layers.iter_mut().enumerate().rev() {
             let BackwardParts { input, dy, dx: previous, saved, scratch } = space.backward_parts(i);
@@ -184,7 +194,7 @@ impl<T: Element> Sequential<T> {
     /// One step of an optimiser along the gradients.
     ///
     /// # Errors
-    /// If the optimiser was used with another model before.
+    /// If the optimiser was used with another model before; parameters in front of the first that differs have moved then.
     pub fn step(&mut self, optimizer: &mut dyn Optimizer<T>) -> Result<()> {
         optimizer.begin_step();
         let mut index = 0;
@@ -219,14 +229,10 @@ impl<T: Element> Sequential<T> {
         }
     }
 
-    /// Number of parameters.
-    pub fn parameter_count(&self) -> usize {
-        let mut count = 0;
-        self.visit(&mut |_, parameter| count += parameter.value.len());
-        count
-    }
-
     /// The layer at `index` as `1: BatchNorm1d(32)`.
+    ///
+    /// # Panics
+    /// If there is no such layer.
     pub fn name_of(&self, index: usize) -> String {
         format!("{index}: {}", self.layers[index].describe())
     }
@@ -269,6 +275,8 @@ pub struct Workspace<T> {
     arena: Tensor<T>,
     largest: Shape,
     input: Shape,
+    /// Whether a forward pass over a batch of the shape `input` was completed last.
+    holds_forward: bool,
     /// Shape of each layer's output for the batch at hand.
     outputs: Vec<Shape>,
     /// Room for each layer's output, at the largest batch: where it starts.
@@ -308,6 +316,7 @@ impl<T: Element> Workspace<T> {
             end = next.ok_or_else(|| Error::shape("model", "a size that fits an address", largest))?;
             Ok(start)
         };
+        checked_len(largest)?;
         let (mut outputs, mut output_at, mut saved_at) = (Vec::new(), Vec::new(), Vec::new());
         let (mut shape, mut scratch, mut widest) = (largest, 0, 0);
         for (i, layer) in model.layers.iter().enumerate() {
@@ -326,24 +335,47 @@ impl<T: Element> Workspace<T> {
         take(gradient_len)?;
         let scratch_at = take(scratch)?;
         let arena = Tensor::zeros([end])?;
-        let input = largest;
-        Ok(Workspace { arena, largest, input, outputs, output_at, saved_at, gradient_at, gradient_len, scratch_at })
+        let (input, holds_forward) = (largest, false);
+        Ok(Workspace {
+            arena,
+            largest,
+            input,
+            holds_forward,
+            outputs,
+            output_at,
+            saved_at,
+            gradient_at,
+            gradient_len,
+            scratch_at,
+        })
     }
 
     /// Sets the shapes for a batch; allocates nothing.
+    ///
+    /// An error, and nothing changed, unless the workspace was made for this model (or one of the same sizes) and batches as large.
     fn fit(&mut self, model: &Sequential<T>, input: Shape) -> Result<()> {
         check_batch(input, self.largest)?;
-        if self.outputs.len() != model.layers.len() {
-            let found = format!("{} layers", model.layers.len());
-            return Err(Error::shape("workspace", format!("{} layers", self.outputs.len()), found));
-        }
-        if input == self.input {
-            return Ok(());
+        let (found, expected) = (model.layers.len(), self.outputs.len());
+        if found != expected {
+            return Err(Error::shape("workspace", format!("{expected} layers"), format!("{found} layers")));
         }
         let mut shape = input;
         for (i, layer) in model.layers.iter().enumerate() {
-            shape = named(i, layer.output_shape(shape))?;
-            self.outputs[i] = shape;
+            let output = named(i, layer.output_shape(shape))?;
+            let (saved_at, saved_len) = self.saved_at[i];
+            let fits = checked_len(output)? <= saved_at - self.output_at[i]
+                && output.len() <= self.gradient_len
+                && layer.saved_len(shape) <= saved_len
+                && layer.scratch_len(shape) <= self.arena.data().len() - self.scratch_at;
+            if !fits {
+                return Err(Error::shape("workspace", "one made for this model", format!("no room for layer {i}")));
+            }
+            shape = output;
+        }
+        let mut shape = input;
+        for (output, layer) in self.outputs.iter_mut().zip(&model.layers) {
+            shape = layer.output_shape(shape)?;
+            *output = shape;
         }
         self.input = input;
         Ok(())

@@ -1,12 +1,14 @@
 //! How well a model does on a set: loss and accuracy in evaluation mode.
 
-use super::EVALUATION_ROWS;
-use crate::data::{Images, Loader};
+use crate::data::{Images, LastBatch, Loader, Order, Scale};
 use crate::error::{Error, Result};
 use crate::loss::{Loss, Targets};
 use crate::model::{InferSpace, Sequential};
 use crate::simd::Element;
 use crate::tensor::{Shape, Tensor, TensorMut};
+
+/// Rows of a batch in evaluation: enough to run at the speed of the product, few enough to stay in the cache.
+const EVALUATION_ROWS: usize = 512;
 
 /// Loss and accuracy over a set.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,6 +38,14 @@ impl<T: Element> Evaluator<T> {
         Ok(Evaluator { space: model.infer_space(input)?, gradient: Tensor::zeros(output)?, loss })
     }
 
+    /// A loader for [`Evaluator::evaluate`]: all images, as they lie.
+    ///
+    /// # Errors
+    /// If there are no images.
+    pub fn loader<'a>(&self, images: &'a Images, scale: Scale) -> Result<Loader<'a, T>> {
+        Loader::new(images, images.len().clamp(1, EVALUATION_ROWS), Order::AsStored, LastBatch::Keep, scale)
+    }
+
     /// Evaluates `model` on all batches of a loader.
     ///
     /// # Errors
@@ -45,7 +55,10 @@ impl<T: Element> Evaluator<T> {
         let (mut loss, mut right, mut count) = (0.0, 0usize, 0usize);
         while let Some(batch) = loader.next_batch() {
             let y = model.infer(batch.x, &mut self.space)?;
-            let dy = TensorMut::new(y.shape(), &mut self.gradient.data_mut()[..y.data().len()])?;
+            let Some(dy) = self.gradient.data_mut().get_mut(..y.data().len()) else {
+                return Err(Error::shape("evaluation", "the model that the evaluator was made for", "a wider one"));
+            };
+            let dy = TensorMut::new(y.shape(), dy)?;
             let n = batch.labels.len();
             loss += self.loss.forward_backward(y, Targets::Classes(batch.labels), dy)? * n as f64;
             right += y

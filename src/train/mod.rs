@@ -4,7 +4,7 @@ mod metrics;
 
 pub use metrics::{Evaluator, Metrics};
 
-use crate::data::{Images, LastBatch, Loader, Order};
+use crate::data::{Images, Loader};
 use crate::error::{Error, Result};
 use crate::loss::{Loss, Targets};
 use crate::model::{Sequential, Workspace};
@@ -113,6 +113,19 @@ impl<T: Element> Trainer<T> {
         Error::NotFinite { epoch: self.epoch, step: self.step, first: culprit }
     }
 
+    /// Loss and accuracy of the model as it is, on all batches of a loader of [`Evaluator::loader`].
+    ///
+    /// # Errors
+    /// As [`Evaluator::evaluate`]; [`Error::NotFinite`] if the loss is NaN or infinite: the latest update broke the model.
+    pub fn evaluate(&self, evaluator: &mut Evaluator<T>, loader: &mut Loader<'_, T>) -> Result<Metrics> {
+        let metrics = evaluator.evaluate(&self.model, loader)?;
+        if metrics.loss.is_finite() {
+            return Ok(metrics);
+        }
+        let first = "the loss in evaluation after that step".to_string();
+        Err(Error::NotFinite { epoch: self.epoch, step: self.step, first })
+    }
+
     /// One epoch over all batches of a loader. Returns the mean of the batches' losses.
     ///
     /// # Errors
@@ -183,7 +196,7 @@ pub fn fit<T: Element>(
             let start = Instant::now();
             let step_loss = trainer.epoch(loader)?;
             let duration = start.elapsed();
-            let metrics = evaluator.evaluate(trainer.model(), &mut validation)?;
+            let metrics = trainer.evaluate(&mut evaluator, &mut validation)?;
             let epoch = Epoch { number: trainer.epoch, step_loss, validation: metrics, duration };
             on_epoch(&epoch);
             history.push(epoch);
@@ -196,17 +209,4 @@ pub fn fit<T: Element>(
 pub fn enter<R: Send>(threads: &Threads, f: impl FnOnce() -> R + Send) -> R {
     let isa = Isa::current();
     threads.run(|| with_isa(isa, f))
-}
-
-/// Rows of a batch in evaluation: enough to run at the speed of the product, few enough to stay in the cache.
-const EVALUATION_ROWS: usize = 512;
-
-impl<T: Element> Evaluator<T> {
-    /// A loader for [`Evaluator::evaluate`]: all images, as they lie.
-    ///
-    /// # Errors
-    /// If there are no images.
-    pub fn loader<'a>(&self, images: &'a Images, scale: crate::data::Scale) -> Result<Loader<'a, T>> {
-        Loader::new(images, images.len().clamp(1, EVALUATION_ROWS), Order::AsStored, LastBatch::Keep, scale)
-    }
 }

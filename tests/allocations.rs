@@ -1,0 +1,76 @@
+//! A training step and an evaluation allocate nothing after the first: a counting allocator watches.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![expect(unsafe_code, reason = "an allocator is an unsafe trait; this one only counts and passes on")]
+
+use evenkeel::data::{LastBatch, Loader, Order, Scale, digits};
+use evenkeel::layers::{BatchNorm1d, Linear, Relu};
+use evenkeel::optim::{Adam, Optimizer, Sgd};
+use evenkeel::train::{Evaluator, Trainer, enter};
+use evenkeel::{Loss, Rng, Sequential, Targets, Threads};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator with the caller's own arguments; counting touches no memory of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise about the layout is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise about the pointer is passed on; it came from the system's allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn model(seed: u64) -> Sequential<f32> {
+    let rng = &mut Rng::new(seed, "init");
+    Sequential::new()
+        .push(Linear::new(784, 32, rng).unwrap())
+        .push(BatchNorm1d::new(32).unwrap())
+        .push(Relu::new())
+        .push(Linear::new(32, 10, rng).unwrap())
+}
+
+/// The only test of this file: another one's allocations would be counted too.
+#[test]
+fn steps_and_evaluations_after_the_first_allocate_nothing() {
+    let (train, _) = digits::generate(1, 331, 1);
+    let optimizers: [fn() -> Box<dyn Optimizer<f32>>; 2] =
+        [|| Box::new(Adam::new(0.01).unwrap()), || Box::new(Sgd::new(0.1).unwrap())];
+    for count in [1, 2] {
+        // Everything that can be split is split.
+        let threads = Threads::new(count).unwrap().fork_from(0);
+        for optimizer in optimizers {
+            let mut trainer = Trainer::new(model(1), [32, 784], Loss::CrossEntropy, optimizer()).unwrap();
+            let mut loader = Loader::new(&train, 32, Order::Shuffled(1), LastBatch::Keep, Scale::default()).unwrap();
+            let mut evaluator = Evaluator::new(trainer.model(), Loss::CrossEntropy, &train).unwrap();
+            let mut all = evaluator.loader(&train, Scale::default()).unwrap();
+            enter(&threads, || {
+                // The first epoch fills what grows once: the optimiser's moments, the pool's queues.
+                trainer.epoch(&mut loader).unwrap();
+                evaluator.evaluate(trainer.model(), &mut all).unwrap();
+                let before = COUNT.load(Ordering::Relaxed);
+                for epoch in 2..5 {
+                    trainer.start_epoch();
+                    loader.start_epoch(epoch);
+                    // The last batch has 11 rows.
+                    while let Some(batch) = loader.next_batch() {
+                        trainer.step(batch.x, Targets::Classes(batch.labels), None).unwrap();
+                    }
+                    evaluator.evaluate(trainer.model(), &mut all).unwrap();
+                }
+                assert_eq!(COUNT.load(Ordering::Relaxed) - before, 0, "with {count} threads");
+            });
+        }
+    }
+}
