@@ -12,6 +12,9 @@
 //!
 //! **No allocation.** Blocks are halved by recursion over `rayon::join`, whose jobs lie on the stack.
 
+/// The pools of [`Threads::from_pool`] are this version's.
+pub use rayon;
+
 use crate::error::{Error, Result};
 use std::cell::Cell;
 use std::fmt;
@@ -114,7 +117,15 @@ impl Threads {
         Ok(Threads::from_pool(Arc::new(pool)))
     }
 
-    /// A pool that the caller already has.
+    /// A pool of rayon's that the caller already has.
+    ///
+    /// # Examples
+    /// ```
+    /// use evenkeel::{Threads, parallel::rayon};
+    /// let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build()?;
+    /// assert_eq!(Threads::from_pool(pool.into()).count(), 2);
+    /// # Ok::<(), rayon::ThreadPoolBuildError>(())
+    /// ```
     pub fn from_pool(pool: Arc<rayon::ThreadPool>) -> Self {
         Threads { pool: Some(pool), fork_nanoseconds: FORK_NANOSECONDS }
     }
@@ -133,6 +144,9 @@ impl Threads {
     }
 
     /// Runs `f` with these threads at the disposal of the kernels that it calls.
+    ///
+    /// `f` itself runs on one of them, so what is set for the calling thread (see [`with_isa`](crate::simd::with_isa)) does not
+    /// hold in it.
     pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             None => within(ALONE, f),

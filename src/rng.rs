@@ -162,11 +162,13 @@ mod tests {
         // Any change of these numbers changes every seeded result that anyone has written down.
         let mut rng = Rng::new(1, "test");
         let draws: Vec<u64> = (0..3).map(|_| rng.next_u64()).collect();
-        let again: Vec<u64> = {
-            let mut rng = Rng::new(1, "test");
-            (0..3).map(|_| rng.next_u64()).collect()
-        };
-        assert_eq!(draws, again);
+        assert_eq!(draws, [0xe9e9_5f4b_8ad2_0436, 0x6f9a_ae2e_29c4_68fb, 0x2ac6_19f1_de6e_e7c5]);
+        assert_eq!(rng.uniform().to_bits(), 0x3fec_ce48_9947_58f6);
+        assert_eq!(rng.normal().to_bits(), 0x3fdb_1861_7cbe_673b);
+        assert_eq!(rng.below(1000), 244);
+        let mut items = [0, 1, 2, 3, 4, 5, 6, 7];
+        rng.shuffle(&mut items);
+        assert_eq!(items, [7, 0, 6, 1, 3, 4, 5, 2]);
         assert_ne!(draws[0], Rng::new(2, "test").next_u64());
         assert_ne!(draws[0], Rng::new(1, "tess").next_u64());
     }

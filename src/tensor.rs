@@ -182,6 +182,11 @@ impl<'a, T> TensorRef<'a, T> {
         Ok(TensorRef { shape, data })
     }
 
+    /// A view of the first elements of `data`, which has at least as many as `shape`.
+    pub(crate) fn first_of(shape: Shape, data: &'a [T]) -> Self {
+        TensorRef { shape, data: &data[..shape.len()] }
+    }
+
     /// The dimensions.
     pub fn shape(&self) -> Shape {
         self.shape
@@ -204,6 +209,11 @@ impl<'a, T> TensorMut<'a, T> {
             return Err(Error::shape("tensor", shape, format!("{} elements", data.len())));
         }
         Ok(TensorMut { shape, data })
+    }
+
+    /// A view of the first elements of `data`, which has at least as many as `shape`.
+    pub(crate) fn first_of(shape: Shape, data: &'a mut [T]) -> Self {
+        TensorMut { shape, data: &mut data[..shape.len()] }
     }
 
     /// The dimensions.

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait; this one only counts and passes on")]
 
 use evenkeel::data::{LastBatch, Loader, Order, Scale, digits};
+use evenkeel::kernels::update::Momentum;
 use evenkeel::layers::{BatchNorm1d, Linear, Relu};
 use evenkeel::optim::{Adam, Optimizer, Sgd};
 use evenkeel::train::{Evaluator, Trainer, enter};
@@ -45,13 +46,13 @@ fn model(seed: u64) -> Sequential<f32> {
 #[test]
 fn steps_and_evaluations_after_the_first_allocate_nothing() {
     let (train, _) = digits::generate(1, 331, 1);
-    let optimizers: [fn() -> Box<dyn Optimizer<f32>>; 2] =
-        [|| Box::new(Adam::new(0.01).unwrap()), || Box::new(Sgd::new(0.1).unwrap())];
     for count in [1, 2] {
         // Everything that can be split is split.
         let threads = Threads::new(count).unwrap().fork_from(0);
+        let sgd = Box::new(Sgd::new(0.1).unwrap().momentum(0.9, Momentum::Nesterov).unwrap());
+        let optimizers: [Box<dyn Optimizer<f32>>; 2] = [Box::new(Adam::new(0.01).unwrap()), sgd];
         for optimizer in optimizers {
-            let mut trainer = Trainer::new(model(1), [32, 784], Loss::CrossEntropy, optimizer()).unwrap();
+            let mut trainer = Trainer::new(model(1), [32, 784], Loss::CrossEntropy, optimizer).unwrap();
             let mut loader = Loader::new(&train, 32, Order::Shuffled(1), LastBatch::Keep, Scale::default()).unwrap();
             let mut evaluator = Evaluator::new(trainer.model(), Loss::CrossEntropy, &train).unwrap();
             let mut all = evaluator.loader(&train, Scale::default()).unwrap();

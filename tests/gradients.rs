@@ -701,9 +701,8 @@ impl Layer<f64> for Own {
         _: &[f64],
         _: &mut [f64],
     ) -> Result<()> {
-        if let Some(mut dx) = dx {
-            self.gradient(x.data(), dy.data(), dx.data());
-        }
+        let mut unasked = vec![0.0; x.data().len()];
+        self.gradient(x.data(), dy.data(), dx.map_or(&mut unasked, TensorMut::into_data));
         Ok(())
     }
 
@@ -786,4 +785,89 @@ fn nothing_but_a_finite_gradient_passes() {
         assert!(!report.passed(), "{wrong}: {report}");
     }
     assert_eq!(STEPS.len(), 4);
+}
+
+/// `y = w x` for one weight and any number of inputs, honest but for the fault that it was made with.
+struct Scaling {
+    w: [f64; 1],
+    dw: Vec<f64>,
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    OverwritesItsGradient,
+    NeedsDxForItsGradient,
+    HasTooFewGradients,
+    HidesItsParameter,
+}
+
+impl Layer<f64> for Scaling {
+    fn describe(&self) -> String {
+        format!("{:?}", self.fault)
+    }
+
+    fn output_shape(&self, input: Shape) -> Result<Shape> {
+        Ok(input)
+    }
+
+    fn infer(&self, x: TensorRef<'_, f64>, mut y: TensorMut<'_, f64>, _: &mut [f64]) -> Result<()> {
+        y.data().iter_mut().zip(x.data()).for_each(|(y, x)| *y = self.w[0] * x);
+        Ok(())
+    }
+
+    fn forward(&mut self, x: TensorRef<'_, f64>, y: TensorMut<'_, f64>, _: &mut [f64], s: &mut [f64]) -> Result<()> {
+        self.infer(x, y, s)
+    }
+
+    fn backward(
+        &mut self,
+        x: TensorRef<'_, f64>,
+        dy: TensorRef<'_, f64>,
+        dx: Option<TensorMut<'_, f64>>,
+        _: &[f64],
+        _: &mut [f64],
+    ) -> Result<()> {
+        let dw: f64 = x.data().iter().zip(dy.data()).map(|(x, dy)| x * dy).sum();
+        match (self.fault, self.dw.first_mut()) {
+            (Fault::OverwritesItsGradient, Some(sum)) => *sum = dw,
+            (Fault::NeedsDxForItsGradient, Some(_)) if dx.is_none() => {}
+            (_, Some(sum)) => *sum += dw,
+            (_, None) => {}
+        }
+        if let Some(mut dx) = dx {
+            dx.data().iter_mut().zip(dy.data()).for_each(|(dx, dy)| *dx = self.w[0] * dy);
+        }
+        Ok(())
+    }
+
+    fn visit(&self, f: &mut dyn FnMut(Parameter<'_, f64>)) {
+        if self.fault != Fault::HidesItsParameter {
+            f(Parameter { name: "weight", value: &self.w, grad: &self.dw });
+        }
+    }
+
+    fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, f64>)) {
+        f(ParameterMut { name: "weight", value: &mut self.w, grad: &mut self.dw });
+    }
+}
+
+#[test]
+fn the_contract_of_parameter_gradients_is_checked() {
+    let x = normal_batch([3, 2], 8).unwrap();
+    let check = |fault| {
+        let dw = if fault == Fault::HasTooFewGradients { vec![] } else { vec![0.0] };
+        let mut layer = Scaling { w: [1.5], dw, fault };
+        check_layer(&mut layer, x.view(), 9, Tolerance::default())
+    };
+    passes("an honest layer", &check(Fault::None).unwrap());
+    for fault in [Fault::OverwritesItsGradient, Fault::NeedsDxForItsGradient] {
+        let report = check(fault).unwrap();
+        assert!(!report.passed() && !report.tensor("weight").unwrap().passed(), "{fault:?}: {report}");
+    }
+    for fault in [Fault::HasTooFewGradients, Fault::HidesItsParameter] {
+        let answer = check(fault);
+        assert!(answer.is_err(), "{fault:?}: {answer:?}");
+    }
 }

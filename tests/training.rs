@@ -451,3 +451,76 @@ fn one_epoch_on_real_mnist() {
     let found = epochs[0].validation;
     assert!(found.accuracy >= 0.93, "{found:?}");
 }
+
+// ---- What a caller can get wrong without the compiler's noticing.
+
+#[test]
+fn memory_of_another_model_is_refused() {
+    let x = Tensor::<f32>::from_slice([2, 3], &[1.0; 6]).unwrap();
+    let mut wide = network::<f32>(&[3, 50, 4], 1);
+    let narrow = network::<f32>(&[3, 2, 4], 1);
+    let shorter = network::<f32>(&[3, 4], 1);
+    for other in [&narrow, &shorter] {
+        let mut space = other.workspace([2, 3].into()).unwrap();
+        assert!(matches!(wide.forward(x.view(), &mut space), Err(Error::Shape { .. })));
+        assert!(matches!(wide.backward(x.view(), &mut space, None), Err(Error::Shape { .. })));
+        let mut space = other.infer_space([2, 3].into()).unwrap();
+        assert!(matches!(wide.infer(x.view(), &mut space), Err(Error::Shape { .. })));
+    }
+    // The same memory still serves the model that it was made for.
+    let (mut narrow, mut space) = (network::<f32>(&[3, 2, 4], 1), narrow.workspace([2, 3].into()).unwrap());
+    assert!(wide.forward(x.view(), &mut space).is_err());
+    narrow.forward(x.view(), &mut space).unwrap();
+    narrow.backward(x.view(), &mut space, None).unwrap();
+}
+
+#[test]
+fn a_backward_pass_needs_a_forward_pass_over_the_same_batch() {
+    let mut model = network::<f32>(&[3, 2, 4], 1);
+    let mut space = model.workspace([4, 3].into()).unwrap();
+    let batch = |n: usize| Tensor::<f32>::from_slice([n, 3], &vec![1.0; 3 * n]).unwrap();
+    let refused = |result: Result<()>| assert!(matches!(result, Err(Error::Shape { .. })), "{result:?}");
+    refused(model.backward(batch(4).view(), &mut space, None));
+    model.forward(batch(4).view(), &mut space).unwrap();
+    refused(model.backward(batch(3).view(), &mut space, None));
+    model.backward(batch(4).view(), &mut space, None).unwrap();
+    // A forward pass that failed leaves nothing to go back over.
+    assert!(model.forward(batch(1).view(), &mut space).is_err());
+    refused(model.backward(batch(1).view(), &mut space, None));
+    refused(model.forward(batch(5).view(), &mut space));
+}
+
+#[test]
+fn absurd_sizes_are_errors() {
+    let model = network::<f32>(&[3, 2, 4], 1);
+    let one = Sequential::<f32>::new().push(Relu::new());
+    for shape in [[usize::MAX, 3], [usize::MAX / 2, 3]] {
+        assert!(model.workspace(shape.into()).is_err() && model.infer_space(shape.into()).is_err());
+        assert!(one.workspace(shape.into()).is_err());
+    }
+    for shape in [&[][..], &[3], &[2, 3, 1]] {
+        let shape = evenkeel::tensor::Shape::new(shape);
+        assert!(model.workspace(shape).is_err() && model.infer_space(shape).is_err());
+    }
+    assert!(Linear::<f32>::new(1 << 28, 1 << 28, &mut Rng::new(1, "init")).is_err());
+    assert!(Images::new(vec![], vec![], usize::MAX, 2, 10).is_err());
+    assert!(Images::new(vec![], vec![], 0, 2, 10).is_err());
+    let none = Images::new(vec![], vec![], 1, 3, 10).unwrap();
+    let evaluator = Evaluator::<f32>::new(&model, Loss::CrossEntropy, &none).unwrap();
+    let error = evaluator.loader(&none, Scale::default()).unwrap_err().to_string();
+    assert!(error.contains("number of images is 0"), "{error}");
+    // A loss over classes takes outputs of two dimensions.
+    let (y, mut dy) = (Tensor::<f32>::zeros([0; 0]).unwrap(), Tensor::<f32>::zeros([0; 0]).unwrap());
+    assert!(Loss::CrossEntropy.forward_backward(y.view(), Targets::Classes(&[]), dy.view_mut()).is_err());
+}
+
+#[test]
+fn an_evaluation_that_is_not_finite_names_the_step_that_broke_the_model() {
+    let (images, _) = digits::generate(5, 64, 1);
+    let sgd = Sgd::new(1e38).unwrap();
+    let mut trainer = Trainer::<f32>::new(network(&[784, 8, 10], 1), [64, 784], Loss::CrossEntropy, sgd).unwrap();
+    let mut loader = Loader::new(&images, 64, Order::AsStored, LastBatch::Drop, Scale::default()).unwrap();
+    let error = fit(&mut trainer, &mut loader, &images, 1, &Threads::one(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { epoch: 1, step: 1, .. }), "{error}");
+    assert!(error.to_string().contains("in evaluation"), "{error}");
+}

@@ -166,6 +166,41 @@ fn a_loss_that_breaks_down_is_status_1_and_leaves_what_was_saved() {
 }
 
 #[test]
+fn a_model_that_only_the_evaluation_finds_broken_is_status_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    // One step in the epoch: no later loss could notice.
+    let more = ["--lr", "1e38", "--epochs", "1", "--batch-size", "10000"];
+    refuses(&compare(out.to_str().unwrap(), &more), 1, &["epoch 1, step 1", "in evaluation"]);
+}
+
+#[test]
+fn epochs_without_end_do_not_overflow() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let more = ["--lr", "1e38", "--epochs", "18446744073709551615"];
+    refuses(&compare(out.to_str().unwrap(), &more), 1, &["epoch 1", "not finite"]);
+}
+
+#[test]
+fn a_closed_pipe_does_not_stop_the_work_and_a_full_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    write_idx(data.path(), 40, 20);
+    let source = format!("idx:{}", data.path().display());
+    let out = folder.path().join("run");
+    let arguments = compare(out.to_str().unwrap(), &["--data", &source, "--epochs", "3", "--batch-size", "8"]);
+    let mut child = evenkeel(&arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert!(out.join("curves.png").is_file() && out.join("gradients.png").is_file());
+    if let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") {
+        let status = evenkeel(&arguments).stdout(full).status().unwrap();
+        assert_eq!(status.code(), Some(3));
+    }
+}
+
+#[test]
 fn a_name_that_is_no_instruction_set_is_status_2() {
     let output = evenkeel(&["info"]).env("EVENKEEL_ISA", "avx1024").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -156,8 +156,7 @@ impl<'a, T: Element> Loader<'a, T> {
         for (label, &index) in self.labels.iter_mut().zip(indices) {
             *label = self.images.labels()[index];
         }
-        let x = TensorRef::new([n, features], &self.x.data()[..n * features]);
-        let x = x.expect("a slice is cut to the length of its shape");
+        let x = TensorRef::first_of([n, features].into(), self.x.data());
         Some(Batch { x, labels: &self.labels[..n] })
     }
 }

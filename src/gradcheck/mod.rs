@@ -207,10 +207,10 @@ fn run_layer(layer: &mut dyn Layer<f64>, x: TensorRef<'_, f64>, seed: u64, toler
     layer.forward(x, y.view_mut(), &mut saved, &mut scratch)?;
     layer.visit_mut(&mut |parameter| parameter.grad.fill(0.0));
     layer.backward(x, TensorRef::new(output, &dy)?, Some(dx.view_mut()), &saved, &mut scratch)?;
-    let first = parameters(&mut |f| layer.visit(&mut |p| f(0, p)));
+    let first = parameters(|f| layer.visit(&mut |p| f(0, p)));
     // Once more, without asking for dx: gradients of parameters are the same, and are added.
     layer.backward(x, TensorRef::new(output, &dy)?, None, &saved, &mut scratch)?;
-    let second = parameters(&mut |f| layer.visit(&mut |p| f(0, p)));
+    let second = parameters(|f| layer.visit(&mut |p| f(0, p)));
     let mut writable = Vec::new();
     layer.visit_mut(&mut |p| writable.push((p.name, p.value.to_vec(), p.grad.len())));
     let mut variables = vec![Variables::input(x.data(), dx.data())];
@@ -232,7 +232,7 @@ fn run_layer(layer: &mut dyn Layer<f64>, x: TensorRef<'_, f64>, seed: u64, toler
 /// Name, values and gradient of every parameter that `visit` shows.
 type Shown = Vec<(String, Vec<f64>, Vec<f64>)>;
 
-fn parameters(visit: &mut dyn FnMut(&mut dyn FnMut(usize, Parameter<'_, f64>))) -> Shown {
+fn parameters(visit: impl FnOnce(&mut dyn FnMut(usize, Parameter<'_, f64>))) -> Shown {
     let mut shown = Vec::new();
     visit(&mut |layer, p| shown.push((format!("{layer}.{}", p.name), p.value.to_vec(), p.grad.to_vec())));
     shown
@@ -320,12 +320,12 @@ fn run_model(
     loss.forward_backward(y, targets, dy)?;
     model.zero_grad();
     model.backward(x, &mut base, Some(dx.view_mut()))?;
-    let first = parameters(&mut |f| model.visit(f));
+    let first = parameters(|f| model.visit(f));
     // Once more, from the gradient of the loss again, without asking for dx.
     let (y, dy) = base.output_and_gradient()?;
     loss.forward_backward(y, targets, dy)?;
     model.backward(x, &mut base, None)?;
-    let second = parameters(&mut |f| model.visit(f));
+    let second = parameters(|f| model.visit(f));
     let mut writable = Vec::new();
     model.visit_mut(&mut |_, p| writable.push((p.name, p.value.to_vec(), p.grad.len())));
     let mut variables = vec![Variables::input(x.data(), dx.data())];

@@ -5,8 +5,8 @@
 //! | `y`, `target`, `dy` | any, all of the same length (the count) |
 //!
 //! **Numerics.** Squares are summed in the element type over groups of 64 bytes, by blocks of 8192 elements, and the blocks
-//! in f64, in order: at most `8192 size / 64 + 5` roundings in one chain. NaN and infinities propagate. The same bits on
-//! every fused instruction set.
+//! in f64, in order: with g elements in a group (16 of f32, 8 of f64) the error is at most `(8192 / g + log2(g) + 2) u` of the
+//! loss. NaN and infinities propagate. The same bits on every fused instruction set.
 //!
 //! **Cost.** 4 flops an element, two reads and one write.
 
@@ -62,5 +62,18 @@ impl<T: Element> Kernel<T> for Differences<'_, T> {
             (V::load_up_to(&self.dy[j..]) * factor).store_up_to(&mut self.dy[j..]);
         }
         squares.sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_numbers_by_hand() {
+        let mut dy = [0.0f64; 3];
+        assert_eq!(forward_backward(&[1.0, 2.0, 6.0], &[1.0, 5.0, 3.0], &mut dy), 6.0);
+        assert_eq!(dy, [0.0, -2.0, 2.0]);
+        assert_eq!(forward_backward::<f32>(&[], &[], &mut []), 0.0);
     }
 }

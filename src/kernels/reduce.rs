@@ -97,3 +97,19 @@ impl<T: Element> Kernel<T> for Leaf<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seventeen_rows_by_hand() {
+        // One tile and a row: 0 + 1 + ... + 16 = 136, and its negative; sums are added to.
+        let x: Vec<f32> = (0u8..17).flat_map(|i| [f32::from(i), -f32::from(i)]).collect();
+        let mut sums = [1.0, 0.0];
+        column_sums(&x, &mut sums, &mut [0.0; 2]);
+        assert_eq!(sums, [137.0, -136.0]);
+        column_sums::<f32>(&[], &mut sums, &mut []);
+        assert_eq!(sums, [137.0, -136.0]);
+    }
+}

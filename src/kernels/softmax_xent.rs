@@ -93,3 +93,27 @@ impl<T: Element> Kernel<T> for Rows<'_, T> {
         total
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_rows_by_hand() {
+        // Shares 1/4 and 3/4 of class 1: losses ln 4 and ln(4/3), each row's gradient halved.
+        let logits = [3.0f64.ln(), 0.0, 0.0, 3.0f64.ln()];
+        let mut gradient = [9.0; 4];
+        let loss = forward_backward(&logits, &[1, 1], &mut gradient).unwrap();
+        assert!((loss - (16.0f64 / 3.0).ln() / 2.0).abs() < 1e-15);
+        for (found, wanted) in gradient.iter().zip([0.375, -0.375, 0.125, -0.125]) {
+            assert!((found - wanted).abs() < 1e-15);
+        }
+    }
+
+    #[test]
+    fn a_class_that_is_not_there_is_refused_before_anything_is_written() {
+        let mut gradient = [9.0f32; 2];
+        assert!(forward_backward(&[0.0, 0.0], &[2], &mut gradient).is_err());
+        assert_eq!(gradient, [9.0; 2]);
+    }
+}

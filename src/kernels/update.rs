@@ -194,3 +194,32 @@ fn power(base: f64, mut exponent: u64) -> f64 {
     }
     product
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sgd_by_hand() {
+        // g' = 1 + 0.5 * 2 = 2; b = 2; Nesterov's direction 2 + 0.5 * 2 = 3.
+        let mut step = Sgd { lr: 0.25, momentum: 0.5, form: Momentum::Nesterov, weight_decay: 0.5, step: 1 };
+        let (mut p, mut b) = ([2.0f64], [9.0]);
+        sgd(&step, &mut p, &[1.0], &mut b);
+        assert_eq!((p, b), ([1.25], [2.0]));
+        // g' = 1 + 0.625 = 1.625; b = 0.5 * 2 + 1.625 = 2.625, which is the direction.
+        step.form = Momentum::Classical;
+        step.step = 2;
+        sgd(&step, &mut p, &[1.0], &mut b);
+        assert_eq!((p, b), ([1.25 - 0.25 * 2.625], [2.625]));
+    }
+
+    #[test]
+    fn adam_by_hand() {
+        // beta 0 leaves m = g and v = g^2, so every step is lr g / (|g| + eps) = 0.5 * 3 / 4.
+        let step = Adam { lr: 0.5, beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, step: 7 };
+        let (mut p, mut m, mut v) = ([1.0f32], [9.0], [9.0]);
+        adam(&step, &mut p, &[3.0], &mut m, &mut v);
+        assert_eq!((p, m, v), ([0.625], [3.0], [9.0]));
+        assert_eq!(power(0.5, 3), 0.125);
+    }
+}

@@ -106,13 +106,13 @@ impl<T: Element> Sequential<T> {
                 let room = format!("room for {} elements", output.len());
                 return Err(Error::shape("model: space for evaluation", room, space.next.data().len()));
             }
-            let (input_data, output_data) = (space.current.data(), &mut space.next.data_mut()[..output.len()]);
-            let input = if i == 0 { x } else { TensorRef::new(shape, &input_data[..shape.len()])? };
-            named(i, layer.infer(input, TensorMut::new(output, output_data)?, space.scratch.data_mut()))?;
+            let (input_data, output_data) = (space.current.data(), space.next.data_mut());
+            let input = if i == 0 { x } else { TensorRef::first_of(shape, input_data) };
+            named(i, layer.infer(input, TensorMut::first_of(output, output_data), space.scratch.data_mut()))?;
             std::mem::swap(&mut space.current, &mut space.next);
             shape = output;
         }
-        TensorRef::new(shape, &space.current.data()[..shape.len()])
+        Ok(TensorRef::first_of(shape, space.current.data()))
     }
 
     /// Runs a training batch forward; outputs and what backward needs stay in `space`.
@@ -387,8 +387,7 @@ impl<T: Element> Workspace<T> {
     /// If there is no such layer.
     pub fn output_of(&self, layer: usize) -> TensorRef<'_, T> {
         let shape = self.outputs[layer];
-        let data = &self.arena.data()[self.output_at[layer]..][..shape.len()];
-        TensorRef::new(shape, data).expect("a slice is cut to the length of its shape")
+        TensorRef::first_of(shape, &self.arena.data()[self.output_at[layer]..])
     }
 
     /// The model's output, and room for the gradient of the loss by it.
@@ -402,42 +401,35 @@ impl<T: Element> Workspace<T> {
         let shape = self.outputs[last];
         let (front, back) = self.arena.data_mut().split_at_mut(self.gradient_at);
         let turn = last % 2 * self.gradient_len;
-        let output = TensorRef::new(shape, &front[self.output_at[last]..][..shape.len()])?;
-        Ok((output, TensorMut::new(shape, &mut back[turn..][..shape.len()])?))
+        let output = TensorRef::first_of(shape, &front[self.output_at[last]..]);
+        Ok((output, TensorMut::first_of(shape, &mut back[turn..])))
     }
 
     fn forward_parts(&mut self, layer: usize) -> ForwardParts<'_, T> {
         let (front, scratch) = self.arena.data_mut().split_at_mut(self.scratch_at);
         let (before, own) = front.split_at_mut(self.output_at[layer]);
-        let input = layer.checked_sub(1).map(|previous| {
-            let shape = self.outputs[previous];
-            TensorRef::new(shape, &before[self.output_at[previous]..][..shape.len()])
-                .expect("a slice is cut to the length of its shape")
-        });
+        let input = layer
+            .checked_sub(1)
+            .map(|previous| TensorRef::first_of(self.outputs[previous], &before[self.output_at[previous]..]));
         let (saved_at, saved_len) = self.saved_at[layer];
         let (output, saved) = own.split_at_mut(saved_at - self.output_at[layer]);
-        let shape = self.outputs[layer];
-        let output =
-            TensorMut::new(shape, &mut output[..shape.len()]).expect("a slice is cut to the length of its shape");
+        let output = TensorMut::first_of(self.outputs[layer], output);
         ForwardParts { input, output, saved: &mut saved[..saved_len], scratch }
     }
 
     fn backward_parts(&mut self, layer: usize) -> BackwardParts<'_, T> {
-        const CUT: &str = "a slice is cut to the length of its shape";
         let (front, rest) = self.arena.data_mut().split_at_mut(self.gradient_at);
         let (gradients, scratch) = rest.split_at_mut(self.scratch_at - self.gradient_at);
         let (even, odd) = gradients.split_at_mut(self.gradient_len);
         // The gradient of layer i's output lies in the half of i's parity.
         let (own, other) = if layer.is_multiple_of(2) { (even, odd) } else { (odd, even) };
-        let shape = self.outputs[layer];
-        let dy = TensorRef::new(shape, &own[..shape.len()]).expect(CUT);
-        let input = layer.checked_sub(1).map(|previous| {
-            let shape = self.outputs[previous];
-            TensorRef::new(shape, &front[self.output_at[previous]..][..shape.len()]).expect(CUT)
-        });
+        let dy = TensorRef::first_of(self.outputs[layer], own);
+        let input = layer
+            .checked_sub(1)
+            .map(|previous| TensorRef::first_of(self.outputs[previous], &front[self.output_at[previous]..]));
         // The first layer's input gradient goes to the caller, if anywhere.
         let dx_shape = input.map_or(Shape::new(&[0]), |input| input.shape());
-        let dx = TensorMut::new(dx_shape, &mut other[..dx_shape.len()]).expect(CUT);
+        let dx = TensorMut::first_of(dx_shape, other);
         let (saved_at, saved_len) = self.saved_at[layer];
         BackwardParts { input, dy, dx, saved: &front[saved_at..][..saved_len], scratch }
     }

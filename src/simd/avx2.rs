@@ -75,7 +75,7 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn load_partial(x: &[f32]) -> Self {
         let mask = mask_32(x.len());
-        // SAFETY: the mask has x.len() lanes set (mask_32 panics above 8); lanes that are not set are not read.
+        // SAFETY: the mask has x.len() lanes set (mask_32 panics above 8); lanes that are not set are not read; AVX2 was detected (top of the file).
         unsafe { F32x8(_mm256_maskload_ps(x.as_ptr(), mask)) }
     }
     #[inline(always)]
@@ -87,7 +87,7 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn store_partial(self, x: &mut [f32]) {
         let mask = mask_32(x.len());
-        // SAFETY: the mask has x.len() lanes set (mask_32 panics above 8); lanes that are not set are not written.
+        // SAFETY: the mask has x.len() lanes set (mask_32 panics above 8); lanes that are not set are not written; AVX2 was detected (top of the file).
         unsafe { _mm256_maskstore_ps(x.as_mut_ptr(), mask, self.0) }
     }
     #[inline(always)]
@@ -157,7 +157,7 @@ impl Lanes for F64x4 {
     #[inline(always)]
     fn load_partial(x: &[f64]) -> Self {
         let mask = mask_64(x.len());
-        // SAFETY: the mask has x.len() lanes set (mask_64 panics above 4); lanes that are not set are not read.
+        // SAFETY: the mask has x.len() lanes set (mask_64 panics above 4); lanes that are not set are not read; AVX2 was detected (top of the file).
         unsafe { F64x4(_mm256_maskload_pd(x.as_ptr(), mask)) }
     }
     #[inline(always)]
@@ -169,7 +169,7 @@ impl Lanes for F64x4 {
     #[inline(always)]
     fn store_partial(self, x: &mut [f64]) {
         let mask = mask_64(x.len());
-        // SAFETY: the mask has x.len() lanes set (mask_64 panics above 4); lanes that are not set are not written.
+        // SAFETY: the mask has x.len() lanes set (mask_64 panics above 4); lanes that are not set are not written; AVX2 was detected (top of the file).
         unsafe { _mm256_maskstore_pd(x.as_mut_ptr(), mask, self.0) }
     }
     #[inline(always)]

@@ -73,7 +73,7 @@ impl Lanes for F32x16 {
     #[inline(always)]
     fn load_partial(x: &[f32]) -> Self {
         let mask = first_16(x.len());
-        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not read.
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not read; AVX-512 was detected (top of the file).
         unsafe { F32x16(_mm512_maskz_loadu_ps(mask, x.as_ptr())) }
     }
     #[inline(always)]
@@ -85,7 +85,7 @@ impl Lanes for F32x16 {
     #[inline(always)]
     fn store_partial(self, x: &mut [f32]) {
         let mask = first_16(x.len());
-        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written.
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written; AVX-512 was detected (top of the file).
         unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, self.0) }
     }
     #[inline(always)]
@@ -156,7 +156,7 @@ impl Lanes for F64x8 {
     #[inline(always)]
     fn load_partial(x: &[f64]) -> Self {
         let mask = first_8(x.len());
-        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not read.
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not read; AVX-512 was detected (top of the file).
         unsafe { F64x8(_mm512_maskz_loadu_pd(mask, x.as_ptr())) }
     }
     #[inline(always)]
@@ -168,7 +168,7 @@ impl Lanes for F64x8 {
     #[inline(always)]
     fn store_partial(self, x: &mut [f64]) {
         let mask = first_8(x.len());
-        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written.
+        // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written; AVX-512 was detected (top of the file).
         unsafe { _mm512_mask_storeu_pd(x.as_mut_ptr(), mask, self.0) }
     }
     #[inline(always)]

@@ -83,13 +83,12 @@ fn detected() -> &'static (Isa, Option<String>) {
             Isa(found.unwrap_or(Level::Scalar))
         };
         let top = LEVELS[LEVELS.len() - 1];
-        match std::env::var(ISA_VARIABLE) {
-            Ok(value) if value.is_empty() => (best(top), None),
-            Ok(value) => match Level::named(&value) {
+        match std::env::var_os(ISA_VARIABLE).filter(|value| !value.is_empty()) {
+            None => (best(top), None),
+            Some(value) => match value.to_str().and_then(Level::named) {
                 Some(cap) => (best(cap), None),
-                None => (best(top), Some(value)),
+                None => (best(top), Some(value.to_string_lossy().into_owned())),
             },
-            Err(_) => (best(top), None),
         }
     })
 }
@@ -194,7 +193,8 @@ impl fmt::Debug for Isa {
 
 /// Runs `f` with `isa` as this thread's instruction set; undone when `f` returns or panics.
 ///
-/// For tests and benches. `isa` is a value of [`Isa`], so this machine has it.
+/// For tests and benches. `isa` is a value of [`Isa`], so this machine has it. Other threads are not affected: inside
+/// [`Threads::run`](crate::Threads::run) call it again, or enter by [`train::enter`](crate::train::enter), which carries it along.
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
     struct Undo(Option<Isa>);
     impl Drop for Undo {

@@ -626,7 +626,7 @@ fn refusals_come_before_any_write<T: Element>() {
             saved.check_unwritten("saved");
             scratch.check_unwritten("scratch");
         };
-        refused(&Layer::new(1, 1, 4, 7), "over 4 channels cannot train on one value per channel");
+        refused(&Layer::new(1, 1, 4, 7), "over 4 channels cannot take statistics from one value per channel");
         for eps in [0.0, -0.0, -1e-5, f64::NAN, f64::INFINITY] {
             refused(&Layer { eps, ..Layer::new(1, 6, 4, 7) }, "eps is");
         }

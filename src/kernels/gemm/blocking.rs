@@ -4,7 +4,7 @@
 //! The other sizes decide only when a number is computed.
 
 /// Rows of a register tile on an instruction set with 16 vector registers: 6 rows of 2 vectors are 12 accumulators, and leave
-/// room for 2 vectors of B and a broadcast of A (ALGORITHMS: 4 x 24 spills and halves the speed).
+/// room for 2 vectors of B and a broadcast of A. One vector more in a row would not fit and spill.
 pub(super) const MR_16: usize = 6;
 /// Rows of a register tile with 32 vector registers: 24 accumulators.
 pub(super) const MR_32: usize = 12;

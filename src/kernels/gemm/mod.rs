@@ -217,6 +217,7 @@ impl<T: Element> Rows<'_, T> {
                     (&self.panels[jr * kc..], nr)
                 };
                 let tile = if lda == MR && ldb == nr {
+                    // Both cut to kc products, so that neither can end before the other.
                     let (a_panel, b_panel) = (&a_panel[..kc * MR], &b_panel[..kc * nr]);
                     micro::tile::<V, MR, NV>(a_panel.chunks_exact(MR), b_panel.chunks_exact(nr))
                 } else {

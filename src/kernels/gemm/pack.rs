@@ -3,6 +3,9 @@
 use crate::matrix::MatRef;
 use crate::simd::Element;
 
+/// Rows of A that are packed together, so that what is written together lies together; divides both heights of a tile.
+const STRIP: usize = 6;
+
 /// Rows `i0..i0 + mr` of A at columns `p0..p0 + kc`, k outermost: `panel[p * mr + i]`. Rows past the end become zeros.
 #[inline(always)]
 pub(super) fn pack_a<T: Element>(a: MatRef<'_, T>, i0: usize, p0: usize, kc: usize, mr: usize, panel: &mut [T]) {
@@ -19,17 +22,16 @@ pub(super) fn pack_a<T: Element>(a: MatRef<'_, T>, i0: usize, p0: usize, kc: usi
     }
     let mut first = 0;
     if cs == 1 {
-        // Six rows at a time, so that what is written together lies together.
-        while first + 6 <= rows {
-            let mut rows: [&[T]; 6] = [&[]; 6];
-            for i in 0..6 {
-                rows[i] = &data[(first + i) * rs..][..kc];
+        while first + STRIP <= rows {
+            let mut sources: [&[T]; STRIP] = [&[]; STRIP];
+            for i in 0..STRIP {
+                sources[i] = &data[(first + i) * rs..][..kc];
             }
-            let [a, b, c, d, e, f] = rows;
+            let [a, b, c, d, e, f] = sources;
             for (p, column) in panel.chunks_exact_mut(mr).enumerate() {
-                column[first..first + 6].copy_from_slice(&[a[p], b[p], c[p], d[p], e[p], f[p]]);
+                column[first..first + STRIP].copy_from_slice(&[a[p], b[p], c[p], d[p], e[p], f[p]]);
             }
-            first += 6;
+            first += STRIP;
         }
     }
     for i in first..rows {
