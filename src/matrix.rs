@@ -214,7 +214,12 @@ impl<'a, T> MatMut<'a, T> {
     pub fn split_rows(self, at: usize) -> (Self, Self) {
         assert!(at <= self.rows, "matrix: row {at} of {}", self.rows);
         assert!(self.rows_are_apart(), "matrix: its rows interleave in memory");
-        let cut = (at * self.rs).min(self.data.len());
+        // With a stride that only one row has a use for, `at * rs` need not lie in the data.
+        let cut = match at {
+            0 => 0,
+            at if at == self.rows || self.cols == 0 => self.data.len(),
+            at => at * self.rs,
+        };
         let (top, bottom) = self.data.split_at_mut(cut);
         (
             MatMut { data: top, rows: at, cols: self.cols, rs: self.rs, cs: self.cs },
@@ -259,5 +264,9 @@ mod tests {
         top.data_mut()[2] = 20;
         bottom.data_mut()[0] = 50;
         assert_eq!(x, [0, 1, 20, 3, 4, 50, 6, 7]);
+        let (top, rest) = MatMut::with_strides(&mut x, 1, 4, 0, 1).unwrap().split_rows(1);
+        assert_eq!((top.data.len(), rest.rows()), (8, 0));
+        let (none, all) = MatMut::with_strides(&mut x, 5, 0, usize::MAX, 1).unwrap().split_rows(3);
+        assert_eq!((none.rows(), all.rows()), (3, 2));
     }
 }

@@ -29,6 +29,12 @@ fn network<T: Element>(widths: &[usize], seed: u64) -> Sequential<T> {
     model
 }
 
+fn gradients<T: Element>(model: &Sequential<T>) -> Vec<u64> {
+    let mut bits = Vec::new();
+    model.visit(&mut |_, p| bits.extend(p.grad.iter().map(|v| v.to_f64().to_bits())));
+    bits
+}
+
 fn parameters<T: Element>(model: &Sequential<T>) -> Vec<u64> {
     let mut bits = Vec::new();
     model.visit(&mut |_, p| bits.extend(p.value.iter().map(|v| v.to_f64().to_bits())));
@@ -484,6 +490,9 @@ fn a_backward_pass_needs_a_forward_pass_over_the_same_batch() {
     model.forward(batch(4).view(), &mut space).unwrap();
     refused(model.backward(batch(3).view(), &mut space, None));
     model.backward(batch(4).view(), &mut space, None).unwrap();
+    let (mut short, before) = (Tensor::<f32>::zeros([2, 3]).unwrap(), gradients(&model));
+    refused(model.backward(batch(4).view(), &mut space, Some(short.view_mut())));
+    assert_eq!(gradients(&model), before, "a refused pass changed gradients");
     // A forward pass that failed leaves nothing to go back over.
     assert!(model.forward(batch(1).view(), &mut space).is_err());
     refused(model.backward(batch(1).view(), &mut space, None));

@@ -5,9 +5,12 @@ use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 training broke down, 2 wrong usage, 3 data missing or unreadable, or a folder that \
+                           cannot be written.";
+
 /// Trains, compares and measures batch-normalised networks.
 #[derive(Debug, Parser)]
-#[command(name = "evenkeel", version, disable_help_subcommand = true)]
+#[command(name = "evenkeel", version, after_help = EXIT_STATUS)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -16,6 +19,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Trains the same network with BatchNorm and without, on the same batches, and shows what BatchNorm does.
+    #[command(after_help = EXIT_STATUS)]
     Compare(Compare),
     /// Shows the version, the instruction set, the caches and the threads.
     Info(Info),
@@ -24,9 +28,9 @@ pub(crate) enum Command {
 /// How results are written to standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Tables.
+    /// For people.
     Human,
-    /// One JSON object a line.
+    /// For programs: one JSON object a line.
     Json,
 }
 
@@ -38,14 +42,14 @@ pub(crate) struct Compare {
     /// The data: `digits` (comes with the command), `mnist` (found through --data-dir), or `idx:DIR` (a folder with the four files of MNIST's form).
     #[arg(long, default_value = "digits", value_parser = Source::parse)]
     pub(crate) data: Source,
-    /// The folder that data sets are found in, themselves or in a folder of their name [default: $EVENKEEL_DATA].
+    /// Where mnist is: in DIR/mnist or DIR [default: $EVENKEEL_DATA].
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// How often the training set is seen.
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = 10, value_name = "N", allow_negative_numbers = true)]
     pub(crate) epochs: usize,
     /// Examples in a batch [default: the lab's: 32 for mlp32, 64 for mlp100].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) batch_size: Option<usize>,
     /// Learning rate [default: the lab's for adam: 0.01 for mlp32, 0.001 for mlp100; 0.1 for sgd].
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
@@ -54,15 +58,15 @@ pub(crate) struct Compare {
     #[arg(long, value_enum, default_value = "adam")]
     pub(crate) optimizer: OptimizerKind,
     /// Decides initial weights and the order of the batches.
-    #[arg(long, default_value_t = 1, value_name = "S")]
+    #[arg(long, default_value_t = 1, value_name = "S", allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Threads to use; results do not depend on it [default: all of the machine's].
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
-    /// The folder for tables and pictures [default: runs/LAB-DATA-seedS].
+    /// The folder for tables and pictures; an earlier run in it is replaced [default: runs/LAB-DATA-seedS].
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Tables, or JSON lines, on standard output.
+    /// What standard output is written for.
     #[arg(long, value_enum, default_value = "human")]
     pub(crate) format: Format,
     /// No progress bar.
@@ -72,7 +76,7 @@ pub(crate) struct Compare {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Info {
-    /// Text, or a JSON object, on standard output.
+    /// What standard output is written for.
     #[arg(long, value_enum, default_value = "human")]
     pub(crate) format: Format,
 }

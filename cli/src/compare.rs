@@ -26,7 +26,8 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
     let lr = options.lr.unwrap_or(options.lab.lr(options.optimizer));
     let batch_size = options.batch_size.unwrap_or(options.lab.batch_size());
     if batch_size == 1 {
-        return Err(Error::OneValuePerChannel { channels: options.lab.hidden()[0] }.into());
+        let expected = "at least 2: BatchNorm cannot take the variance of one value per channel".to_string();
+        return Err(Error::Invalid { what: "--batch-size".to_string(), value: "1".to_string(), expected }.into());
     }
     // Refuses a learning rate before anything is read or written.
     options.optimizer.build(lr)?;

@@ -63,7 +63,7 @@ impl fmt::Display for Failure {
             Failure::Library { doing, error } => write!(f, "{doing}: {error}"),
             Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
             Failure::Write { path, error } => {
-                write!(f, "cannot write {path}: {error}; use --out to name a folder that can be written")
+                write!(f, "cannot write {path}: {error}; free the place, or name another folder with --out")
             }
             Failure::Chart(error) => write!(f, "{error}"),
         }

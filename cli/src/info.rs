@@ -36,7 +36,7 @@ pub(crate) fn run(options: &Info) -> Result<(), Failure> {
                 format!("evenkeel         {}", env!("CARGO_PKG_VERSION")),
                 format!("processor        {}", machine::processor().unwrap_or("unknown".to_string())),
                 format!(
-                    "instruction set  {} (of {}; capped by {})",
+                    "instruction set  {} (of {}; {}, which caps it)",
                     Isa::current(),
                     available.join(", "),
                     variable(ISA_VARIABLE)

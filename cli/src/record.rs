@@ -7,6 +7,7 @@ use crate::watch::Watch;
 use evenkeel::train::Metrics;
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// One network after one epoch.
@@ -28,6 +29,16 @@ pub(crate) struct Run {
     pub(crate) watch: Watch,
 }
 
+/// Whether nothing of a user's own can be lost: the folder is empty, or an earlier run's by its `config.json`.
+fn may_be_replaced(folder: &Path) -> io::Result<bool> {
+    if fs::read_dir(folder)?.next().is_none() {
+        return Ok(true);
+    }
+    let config = fs::read(folder.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    Ok(config["command"] == "compare")
+}
+
 /// The pictures of a run.
 const PICTURES: [&str; 3] = ["curves", "drift", "gradients"];
 
@@ -41,6 +52,10 @@ impl Record {
     /// Makes the folder, writes what decides the numbers, and clears away the numbers and pictures of an earlier run in it.
     pub(crate) fn begin(folder: &Path, config: &serde_json::Value) -> Result<Record, Failure> {
         fs::create_dir_all(folder).map_err(Failure::write(folder))?;
+        if !may_be_replaced(folder).map_err(Failure::write(folder))? {
+            let text = "it holds files, and no earlier run of compare";
+            return Err(Failure::write(folder)(io::Error::new(io::ErrorKind::AlreadyExists, text)));
+        }
         let record = Record { folder: folder.to_path_buf() };
         record.write("config.json", &format!("{config:#}\n"))?;
         let pictures =
@@ -48,7 +63,7 @@ impl Record {
         for name in pictures {
             let path = folder.join(name);
             match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Failure::write(&path)(error)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::write(&path)(error)),
                 _ => {}
             }
         }
@@ -140,7 +155,7 @@ impl Record {
         let traces: Vec<figures::LayerTrace<'_>> =
             kept.iter().map(|(run, layer, moments)| figures::LayerTrace { run, layer, moments }).collect();
         let note = "What each ReLU receives, over the batch and all units. Line: mean. Band: one standard deviation to either side.";
-        let figure = figures::drift(&format!("Internal covariate shift: {title}"), note, &traces);
+        let figure = figures::drift(&format!("Drift of pre-activations: {title}"), note, &traces);
         chart::write(&figure, &self.folder, "drift")?;
         self.write("drift.csv", &table)
     }

@@ -101,11 +101,12 @@ impl Report {
         if let [with, without] = runs {
             let lower =
                 with.rows.iter().zip(&without.rows).filter(|(a, b)| a.validation.loss < b.validation.loss).count();
-            let epochs = with.rows.len();
-            line(&format!("\nThe validation loss {} was the lower one in {lower} of {epochs} epochs.", with.name))?;
+            let epochs =
+                if with.rows.len() == 1 { "1 epoch".to_string() } else { format!("{} epochs", with.rows.len()) };
+            line(&format!("\nThe validation loss {} was the lower one in {lower} of {epochs}.", with.name))?;
         }
         line(&format!(
-            "Tables and pictures are in {}: metrics.csv, curves.png, drift.png, gradients.png.",
+            "Tables and pictures are in {}: metrics.csv, and curves, drift and gradients as png and svg.",
             folder.display()
         ))
     }

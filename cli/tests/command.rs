@@ -152,6 +152,13 @@ fn a_folder_that_cannot_be_written_is_status_3() {
     let below = file.join("run");
     refuses(&compare(below.to_str().unwrap(), &["--epochs", "1"]), 3, &["file", "--out"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "in the way");
+    // A folder with files of the user's own is left alone; one with an earlier run is not.
+    let own = folder.path().join("own");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("curves.png"), "precious").unwrap();
+    refuses(&compare(own.to_str().unwrap(), &["--epochs", "1"]), 3, &["own", "no earlier run", "--out"]);
+    assert_eq!(fs::read_to_string(own.join("curves.png")).unwrap(), "precious");
+    assert_eq!(fs::read_dir(&own).unwrap().count(), 1);
 }
 
 #[test]

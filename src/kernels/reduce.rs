@@ -23,7 +23,7 @@ pub(crate) const LEAF: usize = 1024;
 
 /// Elements of scratch that [`column_sums`] needs.
 pub fn scratch_len(n: usize, c: usize) -> usize {
-    n.div_ceil(LEAF) * c
+    n.div_ceil(LEAF).saturating_mul(c)
 }
 
 /// `sums[j] += sum_i x[i][j]`.

@@ -177,6 +177,9 @@ impl<T: Element> Sequential<T> {
             return Err(Error::shape("model", "a forward pass over the same batch first", found));
         }
         space.fit(self, x.shape())?;
+        if let Some(dx) = dx.as_ref().filter(|dx| dx.shape() != x.shape()) {
+            return Err(Error::shape("model: dx", x.shape(), dx.shape()));
+        }
         let mut dx = dx;
         for (i, layer) in self.layers.iter_mut().enumerate().rev() {
             let BackwardParts { input, dy, dx: previous, saved, scratch } = space.backward_parts(i);
@@ -243,6 +246,9 @@ fn named<R>(index: usize, result: Result<R>) -> Result<R> {
     result.map_err(|error| match error {
         Error::Shape { what, expected, found } => {
             Error::Shape { what: format!("layer {index}: {what}"), expected, found }
+        }
+        Error::Invalid { what, value, expected } => {
+            Error::Invalid { what: format!("layer {index}: {what}"), value, expected }
         }
         other => other,
     })

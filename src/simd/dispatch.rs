@@ -110,7 +110,7 @@ impl Isa {
     pub fn check_variable() -> Result<()> {
         match &detected().1 {
             None => Ok(()),
-            Some(value) => Err(unknown(value)),
+            Some(value) => Err(unknown(ISA_VARIABLE, value)),
         }
     }
 
@@ -124,7 +124,7 @@ impl Isa {
     /// # Errors
     /// [`Error::Invalid`] if the name is not known, or if this machine does not have it.
     pub fn named(name: &str) -> Result<Isa> {
-        let level = Level::named(name).ok_or_else(|| unknown(name))?;
+        let level = Level::named(name).ok_or_else(|| unknown("instruction set", name))?;
         if level.is_available() {
             return Ok(Isa(level));
         }
@@ -158,9 +158,9 @@ impl Isa {
     }
 }
 
-fn unknown(name: &str) -> Error {
+fn unknown(what: &str, name: &str) -> Error {
     let names: Vec<&str> = LEVELS.iter().map(|level| level.name()).collect();
-    Error::invalid(format!("instruction set ({ISA_VARIABLE})"), name, format!("one of {}", names.join(", ")))
+    Error::invalid(what, name, format!("one of {}", names.join(", ")))
 }
 
 /// # Safety

@@ -106,7 +106,11 @@ impl fmt::Display for ChartError {
         match self {
             ChartError::Draw(why) => write!(f, "cannot draw the figure: {why}"),
             ChartError::Write { path, source } => {
-                write!(f, "cannot write {}: {source}; check that the folder exists and can be written", path.display())
+                write!(
+                    f,
+                    "cannot write {}: {source}; free the place, or name another folder with --out",
+                    path.display()
+                )
             }
         }
     }

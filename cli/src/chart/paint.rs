@@ -319,7 +319,9 @@ fn paint_panel(page: &Page<'_>, fitted: &Fitted<'_>, frame: Frame, looks: &[Look
     text(page, &fitted.panel.title, (frame.left, frame.top - 11.0), title)?;
     let Some((x, y)) = &fitted.axes else {
         let middle = ((frame.left + frame.right) / 2.0, (frame.top + frame.bottom) / 2.0);
-        text(page, "no finite values", middle, Type { anchor: HPos::Center, ..Type::new(BODY, SOFT) })?;
+        let values = fitted.panel.series.iter().flat_map(|series| &series.points);
+        let absent = what_is_absent(values.map(|&(_, y)| y));
+        text(page, absent, middle, Type { anchor: HPos::Center, ..Type::new(BODY, SOFT) })?;
         return axes(page, frame);
     };
     let spec = Spec::new(
@@ -359,6 +361,13 @@ fn paint_panel(page: &Page<'_>, fitted: &Fitted<'_>, frame: Frame, looks: &[Look
     for (look, runs) in &drawn {
         runs.iter().try_for_each(|run| paint_band(page, &spec, look, run))?;
     }
+    // A line that cannot be drawn is put into words: on a logarithmic axis zero has no place.
+    let mut said_at = frame.top;
+    for (series, _) in fitted.panel.series.iter().zip(&drawn).filter(|(_, (_, runs))| runs.iter().all(Vec::is_empty)) {
+        said_at += 22.0;
+        let words = format!("{}: {}", series.name, what_is_absent(series.points.iter().map(|&(_, y)| y)));
+        text(page, &words, (frame.left + 12.0, said_at), Type::new(BODY, SOFT))?;
+    }
     for (look, runs) in &drawn {
         let points: usize = runs.iter().map(Vec::len).sum();
         for run in runs {
@@ -374,6 +383,11 @@ fn paint_panel(page: &Page<'_>, fitted: &Fitted<'_>, frame: Frame, looks: &[Look
         }
     }
     Ok(())
+}
+
+/// Why there is nothing to draw.
+fn what_is_absent(mut values: impl Iterator<Item = f64>) -> &'static str {
+    if values.all(|y| y == 0.0) { "0 throughout" } else { "no values that can be drawn" }
 }
 
 /// The left and the lower edge of a plot.

@@ -128,13 +128,13 @@ pub struct Gradients<'a, T> {
 
 /// Elements that a forward pass saves for the backward pass.
 pub fn saved_len(channels: usize) -> usize {
-    8 * channels
+    channels.saturating_mul(8)
 }
 
 /// Elements of scratch that any pass over `n` rows needs.
 pub fn scratch_len(n: usize, channels: usize) -> usize {
     // Statistics keep 4 rows of c for each leaf; the backward pass 2 for each leaf, and 3 of constants.
-    (4 * n.div_ceil(LEAF)).max(5) * channels
+    channels.saturating_mul((4 * n.div_ceil(LEAF)).max(5))
 }
 
 /// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
