@@ -35,12 +35,8 @@ pub(crate) fn run(options: &Info) -> Result<(), Failure> {
             [
                 format!("evenkeel         {}", env!("CARGO_PKG_VERSION")),
                 format!("processor        {}", machine::processor().unwrap_or("unknown".to_string())),
-                format!(
-                    "instruction set  {} (of {}; {}, which caps it)",
-                    Isa::current(),
-                    available.join(", "),
-                    variable(ISA_VARIABLE)
-                ),
+                format!("instruction set  {} (of {})", Isa::current(), available.join(", ")),
+                format!("capped by        {}", variable(ISA_VARIABLE)),
                 format!("data caches      {caches}"),
                 format!("threads          {}", machine::available_threads()),
                 format!("data folder      {}", variable(DATA_VARIABLE)),
