@@ -1,0 +1,149 @@
+//! Kernels by themselves: losses, and what layers fuse.
+
+use super::*;
+
+#[test]
+fn losses_on_every_instruction_set() {
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            for (n, c) in [(1, 2), (2, 1), (3, 10), (7, 13), (20, 3)] {
+                let rng = &mut Rng::new(n as u64, "loss");
+                let labels: Vec<u8> = (0..n).map(|_| u8::try_from(rng.index(c)).unwrap()).collect();
+                let (target, mut spare) = (normals(rng, n * c), vec![0.0; n * c]);
+                let y: Vec<f64> = normals(rng, n * c).iter().map(|y| 3.0 * y).collect();
+                let scale = |dx: &mut [f64], by: f64| dx.iter_mut().for_each(|dx| *dx *= by);
+                let report = check_closures(
+                    |y, loss| loss[0] = softmax_xent::forward_backward(y, &labels, &mut spare).unwrap(),
+                    |y, dloss, dy| {
+                        softmax_xent::forward_backward(y, &labels, dy).unwrap();
+                        scale(dy, dloss[0]);
+                    },
+                    &y,
+                    1,
+                    3,
+                    Tolerance::default(),
+                );
+                passes(&format!("{isa}: cross-entropy of {n} x {c}"), &report);
+                let report = check_closures(
+                    |y, loss| loss[0] = mse::forward_backward(y, &target, &mut spare),
+                    |y, dloss, dy| {
+                        mse::forward_backward(y, &target, dy);
+                        scale(dy, dloss[0]);
+                    },
+                    &y,
+                    1,
+                    3,
+                    Tolerance::default(),
+                );
+                passes(&format!("{isa}: mean squared error of {n} x {c}"), &report);
+            }
+        });
+    }
+}
+
+/// A normalisation as a function of everything that it has a gradient for, one after another: x, gamma, beta.
+#[derive(Clone, Copy)]
+struct Fused<'a> {
+    n: usize,
+    c: usize,
+    eps: f64,
+    activation: Activation,
+    /// Mean and variance, if they are given.
+    frozen: Option<(&'a [f64], &'a [f64])>,
+}
+
+impl Fused<'_> {
+    fn forward(&self, variables: &[f64], y: &mut [f64]) -> Vec<f64> {
+        let (norm, x) = self.norm(variables);
+        let mut saved = vec![0.0; batchnorm::saved_len(self.c)];
+        let mut scratch = vec![0.0; batchnorm::scratch_len(self.n, self.c)];
+        match self.frozen {
+            Some(statistics) => batchnorm::forward_frozen(&norm, x, statistics, y, &mut saved).unwrap(),
+            None => batchnorm::forward(&norm, x, y, &mut saved, &mut scratch).unwrap(),
+        }
+        saved
+    }
+
+    fn backward(&self, variables: &[f64], dy: &[f64], gradient: &mut [f64]) {
+        let (norm, x) = self.norm(variables);
+        let saved = self.forward(variables, &mut vec![0.0; x.len()]);
+        let mut scratch = vec![0.0; batchnorm::scratch_len(self.n, self.c)];
+        let statistics = if self.frozen.is_some() { Statistics::Frozen } else { Statistics::Batch };
+        let (dx, rest) = gradient.split_at_mut(x.len());
+        rest.fill(0.0);
+        let (dgamma, dbeta) = rest.split_at_mut(self.c);
+        let gradients = Gradients { dx: Some(dx), dgamma: Some(dgamma), dbeta: Some(dbeta) };
+        batchnorm::backward(&norm, statistics, x, dy, &saved, gradients, &mut scratch);
+    }
+
+    fn norm<'v>(&self, variables: &'v [f64]) -> (BatchNorm<'v, f64>, &'v [f64]) {
+        let (x, rest) = variables.split_at(self.n * self.c);
+        let (gamma, beta) = rest.split_at(self.c);
+        let (gamma, beta) = (Some(gamma), Some(beta));
+        (BatchNorm { channels: self.c, gamma, beta, eps: self.eps, activation: self.activation }, x)
+    }
+
+    /// Variables at which nothing comes near the kink: a step of differences moves z by less than 1e-2.
+    fn variables(&self, seed: u64) -> Vec<f64> {
+        let plain = Fused { activation: Activation::Identity, ..*self };
+        (0..)
+            .map(|attempt| normals(&mut Rng::new(seed + attempt, "fused"), self.n * self.c + 2 * self.c))
+            .find(|variables| {
+                let mut z = vec![0.0; self.n * self.c];
+                plain.forward(variables, &mut z);
+                z.iter().all(|z| z.abs() > 1e-2)
+            })
+            .unwrap()
+    }
+
+    fn check(&self, what: &str) {
+        let variables = self.variables(100);
+        let report = check_closures(
+            |v, y| {
+                self.forward(v, y);
+            },
+            |v, dy, gradient| self.backward(v, dy, gradient),
+            &variables,
+            self.n * self.c,
+            8,
+            Tolerance::default(),
+        );
+        passes(what, &report);
+    }
+}
+
+#[test]
+fn normalisation_kernels_fused_or_not_frozen_or_not() {
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            for (n, c) in [(1, 3), (2, 1), (2, 5), (9, 2), (5, 9), (17, 3)] {
+                let rng = &mut Rng::new(3, "frozen");
+                let (mean, var) = (normals(rng, c), (0..c).map(|_| rng.range(0.1, 3.0)).collect::<Vec<_>>());
+                for activation in [Activation::Identity, Activation::Relu] {
+                    for frozen in [None, Some((&mean[..], &var[..]))] {
+                        if n == 1 && frozen.is_none() {
+                            continue; // one value has no variance
+                        }
+                        // Two rows are one number in disguise; with the wider eps they still have a slope.
+                        let fused = Fused { n, c, eps: 0.1, activation, frozen };
+                        fused.check(&format!("{isa}: {n} x {c}, {activation:?}, frozen {}", frozen.is_some()));
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn relu_kernels_away_from_the_kink() {
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            for n in [1, 7, 8, 33] {
+                let x = normals(&mut Rng::new(n, "relu"), usize::try_from(n).unwrap());
+                let x: Vec<f64> = x.iter().map(|x| x + 0.01 * x.signum()).collect();
+                let report = check_closures(relu::forward, relu::backward, &x, x.len(), 3, Tolerance::default());
+                passes(&format!("{isa}: ReLU of {n}"), &report);
+            }
+        });
+    }
+}

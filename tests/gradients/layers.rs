@@ -1,0 +1,200 @@
+//! Layers by themselves.
+
+use super::*;
+
+/// The numbers that a check must give back as it found them, gradients apart.
+fn bits(layer: &mut dyn Layer<f64>) -> Vec<Vec<u64>> {
+    let mut all = Vec::new();
+    let mut note = |values: &[f64]| all.push(values.iter().map(|v| v.to_bits()).collect());
+    layer.visit(&mut |p| note(p.value));
+    layer.visit_buffers_mut(&mut |_, values| note(values));
+    all
+}
+
+/// Checks a layer with a random upstream gradient, and that the check leaves it as it was.
+fn check(layer: &mut dyn Layer<f64>, x: &Tensor<f64>, seed: u64) -> std::result::Result<(), TestCaseError> {
+    let before = bits(layer);
+    let report = check_layer(layer, x.view(), seed, Tolerance::default()).unwrap();
+    prop_assert!(report.passed(), "{}", report);
+    prop_assert_eq!(bits(layer), before, "the check changed the layer");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(fixed(120, 2))]
+
+    #[test]
+    fn linear(n in 1usize..40, inputs in select(WIDTHS), outputs in select(WIDTHS), bias in any::<bool>(), seed in 0..1u64 << 32) {
+        let layer = Linear::new(inputs, outputs, &mut Rng::new(seed, "linear")).unwrap();
+        let mut layer = if bias { layer } else { layer.without_bias() };
+        check(&mut layer, &normal_batch([n, inputs], seed).unwrap(), seed)?;
+    }
+
+    #[test]
+    fn batchnorm(
+        (n, eps) in any_rows().prop_flat_map(|n| (Just(n), any_eps(n))),
+        c in select(WIDTHS),
+        momentum in select(&[None, Some(0.1), Some(0.0), Some(1.0)][..]),
+        (affine, track_running_stats) in any::<(bool, bool)>(),
+        (centre, spread) in (select(&[0.0, -10.0][..]), select(&[1.0, 5.0][..])),
+        seed in 0..1u64 << 32,
+    ) {
+        let options = BatchNormOptions { eps, momentum, affine, track_running_stats };
+        let mut layer = BatchNorm1d::with_options(c, options).unwrap();
+        layer.visit_mut(&mut |p| disturb(&mut Rng::new(seed, p.name), p.value));
+        let mut x = normal_batch([n, c], seed).unwrap();
+        x.data_mut().iter_mut().for_each(|x| *x = centre + spread * *x);
+        check(&mut layer, &x, seed)?;
+    }
+
+    #[test]
+    fn relu_with_inputs_on_the_kink(shape in prop::collection::vec(1usize..6, 1..=4), seed in 0..1u64 << 32) {
+        let mut x = normal_batch(Shape::new(&shape), seed).unwrap();
+        x.data_mut().iter_mut().step_by(3).for_each(|x| *x = 0.0);
+        check(&mut Relu::new(), &x, seed)?;
+    }
+}
+
+#[test]
+fn layers_on_every_instruction_set_and_beyond_one_block_of_rows() {
+    // Passes work in blocks of 128 and of 1024 rows.
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            for (n, c) in [(2, 3), (31, 9), (129, 3), (1025, 1)] {
+                let x = normal_batch([n, c], 5).unwrap();
+                let options = BatchNormOptions { eps: 0.01, ..BatchNormOptions::default() };
+                let mut norm = BatchNorm1d::with_options(c, options).unwrap();
+                norm.visit_mut(&mut |p| disturb(&mut Rng::new(7, p.name), p.value));
+                check(&mut norm, &x, 6).unwrap_or_else(|e| panic!("{isa}, BatchNorm of {n} x {c}: {e}"));
+                let mut linear = Linear::new(c, 7, &mut Rng::new(1, "linear")).unwrap();
+                check(&mut linear, &x, 6).unwrap_or_else(|e| panic!("{isa}, Linear of {n} x {c}: {e}"));
+                check(&mut Relu::new(), &x, 6).unwrap_or_else(|e| panic!("{isa}, ReLU of {n} x {c}: {e}"));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_check_leaves_the_layer_as_it_was() {
+    // The cumulative average depends on the number of batches, so that a count left behind would show later.
+    for momentum in [Some(0.1), None] {
+        let options = BatchNormOptions { momentum, ..BatchNormOptions::default() };
+        let mut checked = BatchNorm1d::<f64>::with_options(3, options).unwrap();
+        let mut other = BatchNorm1d::with_options(3, options).unwrap();
+        let train = |layer: &mut BatchNorm1d<f64>, seed| {
+            let x = normal_batch([6, 3], seed).unwrap();
+            let (mut y, mut saved) = (x.clone(), vec![0.0; layer.saved_len(x.shape())]);
+            let mut scratch = vec![0.0; layer.scratch_len(x.shape())];
+            layer.forward(x.view(), y.view_mut(), &mut saved, &mut scratch).unwrap();
+        };
+        train(&mut checked, 1);
+        train(&mut other, 1);
+        let x = normal_batch([5, 3], 9).unwrap();
+        passes("batchnorm", &check_layer(&mut checked, x.view(), 3, Tolerance::default()).unwrap());
+        assert_eq!(bits(&mut checked), bits(&mut other));
+        assert_eq!(checked.num_batches_tracked(), 1, "momentum {momentum:?}");
+        train(&mut checked, 2);
+        train(&mut other, 2);
+        assert_eq!(bits(&mut checked), bits(&mut other), "the next batch, momentum {momentum:?}");
+    }
+}
+
+#[test]
+fn a_check_of_a_model_leaves_it_as_it_was_even_if_refused() {
+    // With the cumulative average a count left behind shows too.
+    let build = || {
+        let rng = &mut Rng::new(4, "model");
+        let options = BatchNormOptions { momentum: None, ..BatchNormOptions::default() };
+        Sequential::new()
+            .push(Linear::new(3, 5, rng).unwrap())
+            .push(BatchNorm1d::with_options(5, options).unwrap())
+            .push(Relu::new())
+            .push(Linear::new(5, 2, rng).unwrap())
+    };
+    let (x, later) = (normal_batch([6, 3], 1).unwrap(), normal_batch([4, 3], 2).unwrap());
+    // What a model has learnt and counted shows in what it answers and in what one more batch makes of that.
+    let answers = |model: &mut Sequential<f64>| {
+        let mut infer = model.infer_space(later.shape()).unwrap();
+        let mut bits: Vec<u64> = Vec::new();
+        for _ in 0..2 {
+            bits.extend(model.infer(later.view(), &mut infer).unwrap().data().iter().map(|y| y.to_bits()));
+            let mut space = model.workspace(later.shape()).unwrap();
+            model.forward(later.view(), &mut space).unwrap();
+        }
+        bits
+    };
+    let untouched = answers(&mut build());
+    for (classes, is_refused) in [([0, 1, 1, 0, 1, 0], false), ([0, 1, 2, 0, 1, 0], true)] {
+        let mut model = build();
+        let targets = Targets::Classes(&classes);
+        let result = check_model(&mut model, Loss::CrossEntropy, x.view(), targets, Tolerance::default());
+        assert_eq!(result.is_err(), is_refused);
+        assert_eq!(answers(&mut model), untouched, "refused: {is_refused}");
+    }
+}
+
+#[test]
+fn parameter_gradients_accumulate_and_the_input_gradient_need_not_be_asked_for() {
+    let rng = &mut Rng::new(1, "layers");
+    let layers: [Box<dyn Layer<f64>>; 2] =
+        [Box::new(Linear::new(5, 5, rng).unwrap()), Box::new(BatchNorm1d::new(5).unwrap())];
+    for mut layer in layers {
+        let (x, dy) = (normal_batch([7, 5], 1).unwrap(), normal_batch([7, 5], 2).unwrap());
+        let (mut y, mut dx) = (x.clone(), x.clone());
+        let mut saved = vec![0.0; layer.saved_len(x.shape())];
+        let mut scratch = vec![0.0; layer.scratch_len(x.shape())];
+        layer.forward(x.view(), y.view_mut(), &mut saved, &mut scratch).unwrap();
+        let mut gradients = Vec::new();
+        for with_dx in [true, false, true] {
+            let dx = with_dx.then(|| dx.view_mut());
+            layer.backward(x.view(), dy.view(), dx, &saved, &mut scratch).unwrap();
+            let mut flat = Vec::new();
+            layer.visit(&mut |p| flat.extend_from_slice(p.grad));
+            gradients.push(flat);
+        }
+        for (i, &once) in gradients[0].iter().enumerate() {
+            for (times, sum) in [(2.0, gradients[1][i]), (3.0, gradients[2][i])] {
+                // Three roundings at most, of sums of seven products of order one.
+                let what = layer.describe();
+                assert!(
+                    (sum - times * once).abs() <= 1e-14 * once.abs().max(1.0),
+                    "{what}: {sum} is not {times} {once}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_two_with_a_small_eps_has_its_closed_form() {
+    // With d half the distance of two values, y = +-d / sqrt(d^2 + eps) and dy/dd = eps / (d^2 + eps)^(3/2): what is left of terms
+    // of order one is of order eps, 1e-5, so a relative error of 1e-9 leaves a factor of 100 above their rounding.
+    let (eps, gamma) = (1e-5, [1.5, -0.75, 2.0]);
+    let (x, dy) = ([0.4, -1.1, 2.0, 1.9, 0.3, -0.7], [0.9, -0.2, 1.1, -0.6, 0.8, 0.5]);
+    for isa in Isa::available() {
+        with_isa(isa, || {
+            let mut norm = BatchNorm1d::<f64>::new(3).unwrap();
+            norm.visit_mut(&mut |p| {
+                if p.name == "weight" {
+                    p.value.copy_from_slice(&gamma);
+                }
+            });
+            let x = Tensor::from_slice([2, 3], &x).unwrap();
+            passes("batch of two", &check_layer(&mut norm, x.view(), 3, Tolerance::default()).unwrap());
+            let (mut y, mut dx) = (x.clone(), x.clone());
+            let mut saved = vec![0.0; norm.saved_len(x.shape())];
+            let mut scratch = vec![0.0; norm.scratch_len(x.shape())];
+            norm.forward(x.view(), y.view_mut(), &mut saved, &mut scratch).unwrap();
+            let dy = TensorRef::new([2, 3], &dy).unwrap();
+            norm.backward(x.view(), dy, Some(dx.view_mut()), &saved, &mut scratch).unwrap();
+            for c in 0..3 {
+                let d = (x.data()[c] - x.data()[3 + c]) / 2.0;
+                let slope = eps / (d * d + eps).powf(1.5);
+                let expected = 0.5 * (dy.data()[c] - dy.data()[3 + c]) * gamma[c] * slope;
+                for (found, expected) in [(dx.data()[c], expected), (dx.data()[3 + c], -expected)] {
+                    assert!((found - expected).abs() <= 1e-9 * expected.abs(), "{isa}: {found:e}, not {expected:e}");
+                }
+            }
+        });
+    }
+}
