@@ -30,7 +30,8 @@
 //!
 //! # Unsafe code
 //!
-//! Denied in every room but `simd`, which names the instruction sets; each of its files states the one fact it relies on.
+//! Denied in every room but `simd`, which names the instruction sets; each of its files states the one fact it relies on. Outside
+//! the library two places need it: a counting allocator in the tests, and the bench that calls a rival with pointers.
 //!
 //! # Features
 //!
