@@ -23,9 +23,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Estimated nanoseconds on one thread below which work is not split.
 ///
-/// `cargo bench --bench parallel` times a kernel on one thread and split over two whatever its size; on the machine that this was
-/// set on (4 cores, busy) the second overtook the first between 30 and 60 us.
-pub const FORK_NANOSECONDS: u64 = 40_000;
+/// `cargo bench --bench parallel` times one kernel over and over, on one thread and split over two whatever its size: while the
+/// workers are awake, the second overtakes the first between 30 and 60 us. In a training step they fall asleep between kernels and
+/// have to be woken: on a 4-core machine `evenkeel compare --lab mlp100 --data mnist` with 4 threads took a tenth longer than with one
+/// when work was split from 40 us on, and as long when it was split from 200 us on.
+pub const FORK_NANOSECONDS: u64 = 200_000;
 
 /// What a piece of work costs, to decide whether splitting it pays.
 #[derive(Clone, Copy, Debug)]
@@ -37,9 +39,10 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
-    /// Time on one thread, by a rate that a core reaches in products (64 flop/ns) and in the cache (16 B/ns).
+    /// Least time on one thread, by rates that a core reaches in products (64 flop/ns) and in its caches (32 B/ns): what it really
+    /// takes may be more, so that work is split a little late rather than too early.
     fn nanoseconds(self) -> u64 {
-        (self.flops / 64).max(self.bytes / 16) as u64
+        (self.flops / 64).max(self.bytes / 32) as u64
     }
 }
 

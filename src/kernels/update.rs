@@ -141,8 +141,7 @@ pub fn adam<T: Element>(adam: &Adam, p: &mut [T], g: &[T], m: &mut [T], v: &mut 
     let isa = Isa::current();
     let parameters = (BlocksMut { data: p, block: BLOCK }, Blocks { data: g, block: BLOCK });
     let moments = (BlocksMut { data: m, block: BLOCK }, BlocksMut { data: v, block: BLOCK });
-    // The root and the division take about as long as moving 48 bytes.
-    let cost = Cost { flops: 12 * len, bytes: (7 * size_of::<T>() + 48) * len };
+    let cost = Cost { flops: 12 * len, bytes: 7 * size_of::<T>() * len };
     parallel::for_each(len.div_ceil(BLOCK), cost, (parameters, moments), |_, ((p, g), (m, v))| {
         isa.run(AdamStep { adam, p: p.data, g: g.data, m: m.data, v: v.data });
     });
