@@ -9,7 +9,7 @@
 //! | paint | `paint` | where everything stands on the page |
 //! | render | `render` | text becomes outlines of the font that travels with the command; SVG text and PNG bytes |
 //!
-//! The same figure gives the same bytes, on any machine: no system font is looked for, no time or random name is
+//! The same figure gives the same bytes: no system font is looked for, no time or random name is
 //! written, and the SVG holds outlines in place of text, so it looks the same where no font is installed.
 
 pub(crate) mod figures;
