@@ -2,8 +2,7 @@
 
 use super::Lanes;
 use std::fmt::{Debug, Display};
-use std::iter::Sum;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, Div, Mul, Neg, Sub};
 
 mod sealed {
     pub trait Sealed {}
@@ -21,12 +20,10 @@ pub trait Element:
     + Debug
     + Display
     + Add<Output = Self>
-    + AddAssign
     + Sub<Output = Self>
     + Mul<Output = Self>
     + Div<Output = Self>
     + Neg<Output = Self>
-    + Sum
     + sealed::Sealed
     + 'static
 {
