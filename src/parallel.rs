@@ -225,10 +225,16 @@ impl<A: Split> Split for Option<A> {
     }
 }
 
+/// Whether work of this cost is split, where there is something to split.
+#[inline]
+pub(crate) fn forks(cost: Cost) -> bool {
+    let scope = SCOPE.with(Cell::get);
+    scope.workers > 1 && cost.nanoseconds() >= scope.fork_nanoseconds
+}
+
 /// Calls `f(index, block)` for each of `count` blocks of `work`, on several threads where `cost` says that it pays.
 pub(crate) fn for_each<W: Split>(count: usize, cost: Cost, work: W, f: impl Fn(usize, W) + Sync) {
-    let scope = SCOPE.with(Cell::get);
-    if count > 1 && scope.workers > 1 && cost.nanoseconds() >= scope.fork_nanoseconds {
+    if count > 1 && forks(cost) {
         halve(0, count, work, &f);
     } else {
         each(0, count, work, &f);

@@ -135,6 +135,48 @@ impl Lanes for F32x8 {
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
+    #[inline(always)]
+    fn transpose(square: &mut [Self; 16]) {
+        // Pairs of rows, pairs of pairs, then the halves. The digits are those of the rows: in each half of `pairs[0]` lie
+        // r0c0 r1c0 r0c1 r1c1.
+        let r = |i: usize| square[i].0;
+        // SAFETY: no memory is read through a pointer; AVX2 was detected (top of the file).
+        let columns = unsafe {
+            let pairs = [
+                _mm256_unpacklo_ps(r(0), r(1)),
+                _mm256_unpackhi_ps(r(0), r(1)),
+                _mm256_unpacklo_ps(r(2), r(3)),
+                _mm256_unpackhi_ps(r(2), r(3)),
+                _mm256_unpacklo_ps(r(4), r(5)),
+                _mm256_unpackhi_ps(r(4), r(5)),
+                _mm256_unpacklo_ps(r(6), r(7)),
+                _mm256_unpackhi_ps(r(6), r(7)),
+            ];
+            let fours = [
+                _mm256_shuffle_ps::<0x44>(pairs[0], pairs[2]),
+                _mm256_shuffle_ps::<0xEE>(pairs[0], pairs[2]),
+                _mm256_shuffle_ps::<0x44>(pairs[1], pairs[3]),
+                _mm256_shuffle_ps::<0xEE>(pairs[1], pairs[3]),
+                _mm256_shuffle_ps::<0x44>(pairs[4], pairs[6]),
+                _mm256_shuffle_ps::<0xEE>(pairs[4], pairs[6]),
+                _mm256_shuffle_ps::<0x44>(pairs[5], pairs[7]),
+                _mm256_shuffle_ps::<0xEE>(pairs[5], pairs[7]),
+            ];
+            [
+                _mm256_permute2f128_ps::<0x20>(fours[0], fours[4]),
+                _mm256_permute2f128_ps::<0x20>(fours[1], fours[5]),
+                _mm256_permute2f128_ps::<0x20>(fours[2], fours[6]),
+                _mm256_permute2f128_ps::<0x20>(fours[3], fours[7]),
+                _mm256_permute2f128_ps::<0x31>(fours[0], fours[4]),
+                _mm256_permute2f128_ps::<0x31>(fours[1], fours[5]),
+                _mm256_permute2f128_ps::<0x31>(fours[2], fours[6]),
+                _mm256_permute2f128_ps::<0x31>(fours[3], fours[7]),
+            ]
+        };
+        for i in 0..8 {
+            square[i] = F32x8(columns[i]);
+        }
+    }
 }
 
 impl Lanes for F64x4 {
@@ -216,6 +258,28 @@ impl Lanes for F64x4 {
         unsafe {
             let two = _mm_add_pd(_mm256_castpd256_pd128(self.0), _mm256_extractf128_pd::<1>(self.0));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+    #[inline(always)]
+    fn transpose(square: &mut [Self; 16]) {
+        let r = |i: usize| square[i].0;
+        // SAFETY: no memory is read through a pointer; AVX2 was detected (top of the file).
+        let columns = unsafe {
+            let pairs = [
+                _mm256_unpacklo_pd(r(0), r(1)),
+                _mm256_unpackhi_pd(r(0), r(1)),
+                _mm256_unpacklo_pd(r(2), r(3)),
+                _mm256_unpackhi_pd(r(2), r(3)),
+            ];
+            [
+                _mm256_permute2f128_pd::<0x20>(pairs[0], pairs[2]),
+                _mm256_permute2f128_pd::<0x20>(pairs[1], pairs[3]),
+                _mm256_permute2f128_pd::<0x31>(pairs[0], pairs[2]),
+                _mm256_permute2f128_pd::<0x31>(pairs[1], pairs[3]),
+            ]
+        };
+        for i in 0..4 {
+            square[i] = F64x4(columns[i]);
         }
     }
 }

@@ -134,6 +134,53 @@ impl Lanes for F32x16 {
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         }
     }
+    #[inline(always)]
+    fn transpose(square: &mut [Self; 16]) {
+        // Squares of 4 in each quarter, then the quarters among themselves.
+        for i in [0, 4, 8, 12] {
+            let r = |j: usize| square[i + j].0;
+            // SAFETY: no memory is read through a pointer; AVX-512 was detected (top of the file).
+            let fours = unsafe {
+                let pairs = [
+                    _mm512_unpacklo_ps(r(0), r(1)),
+                    _mm512_unpackhi_ps(r(0), r(1)),
+                    _mm512_unpacklo_ps(r(2), r(3)),
+                    _mm512_unpackhi_ps(r(2), r(3)),
+                ];
+                [
+                    _mm512_shuffle_ps::<0x44>(pairs[0], pairs[2]),
+                    _mm512_shuffle_ps::<0xEE>(pairs[0], pairs[2]),
+                    _mm512_shuffle_ps::<0x44>(pairs[1], pairs[3]),
+                    _mm512_shuffle_ps::<0xEE>(pairs[1], pairs[3]),
+                ]
+            };
+            for j in 0..4 {
+                square[i + j] = F32x16(fours[j]);
+            }
+        }
+        for j in 0..4 {
+            let r = |i: usize| square[4 * i + j].0;
+            // Rows j, 4 + j, 8 + j and 12 + j hold, quarter by quarter, columns j, 4 + j, 8 + j and 12 + j.
+            // SAFETY: no memory is read through a pointer; AVX-512 was detected (top of the file).
+            let columns = unsafe {
+                let halves = [
+                    _mm512_shuffle_f32x4::<0x88>(r(0), r(1)),
+                    _mm512_shuffle_f32x4::<0xDD>(r(0), r(1)),
+                    _mm512_shuffle_f32x4::<0x88>(r(2), r(3)),
+                    _mm512_shuffle_f32x4::<0xDD>(r(2), r(3)),
+                ];
+                [
+                    _mm512_shuffle_f32x4::<0x88>(halves[0], halves[2]),
+                    _mm512_shuffle_f32x4::<0x88>(halves[1], halves[3]),
+                    _mm512_shuffle_f32x4::<0xDD>(halves[0], halves[2]),
+                    _mm512_shuffle_f32x4::<0xDD>(halves[1], halves[3]),
+                ]
+            };
+            for i in 0..4 {
+                square[4 * i + j] = F32x16(columns[i]);
+            }
+        }
+    }
 }
 
 impl Lanes for F64x8 {
@@ -214,6 +261,39 @@ impl Lanes for F64x8 {
             let four = _mm256_add_pd(_mm512_castpd512_pd256(self.0), _mm512_extractf64x4_pd::<1>(self.0));
             let two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd::<1>(four));
             _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+    #[inline(always)]
+    fn transpose(square: &mut [Self; 16]) {
+        // Squares of 2 in each quarter, then the quarters among themselves.
+        for i in [0, 2, 4, 6] {
+            // SAFETY: no memory is read through a pointer; AVX-512 was detected (top of the file).
+            let (low, high) = unsafe {
+                let (a, b) = (square[i].0, square[i + 1].0);
+                (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b))
+            };
+            (square[i], square[i + 1]) = (F64x8(low), F64x8(high));
+        }
+        for j in 0..2 {
+            let r = |i: usize| square[2 * i + j].0;
+            // SAFETY: no memory is read through a pointer; AVX-512 was detected (top of the file).
+            let columns = unsafe {
+                let halves = [
+                    _mm512_shuffle_f64x2::<0x88>(r(0), r(1)),
+                    _mm512_shuffle_f64x2::<0xDD>(r(0), r(1)),
+                    _mm512_shuffle_f64x2::<0x88>(r(2), r(3)),
+                    _mm512_shuffle_f64x2::<0xDD>(r(2), r(3)),
+                ];
+                [
+                    _mm512_shuffle_f64x2::<0x88>(halves[0], halves[2]),
+                    _mm512_shuffle_f64x2::<0x88>(halves[1], halves[3]),
+                    _mm512_shuffle_f64x2::<0xDD>(halves[0], halves[2]),
+                    _mm512_shuffle_f64x2::<0xDD>(halves[1], halves[3]),
+                ]
+            };
+            for i in 0..4 {
+                square[2 * i + j] = F64x8(columns[i]);
+            }
         }
     }
 }

@@ -44,6 +44,8 @@ pub trait Lanes:
     fn pow2(self) -> Self;
     /// Sum of the lanes, by halving: `x[i] + x[i + WIDTH/2]`, then the same on the half.
     fn sum(self) -> Self::Elem;
+    /// Lane j of vector i becomes lane i of vector j, for the first `WIDTH` vectors of `square`.
+    fn transpose(square: &mut [Self; 16]);
 
     /// Zero in every lane.
     #[inline(always)]

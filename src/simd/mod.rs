@@ -27,6 +27,7 @@ mod element;
 mod lanes;
 mod portable;
 mod scalar;
+mod window;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -39,3 +40,4 @@ mod tests;
 pub use dispatch::{ISA_VARIABLE, Isa, REQUIRE_VARIABLE, with_isa};
 pub use element::Element;
 pub(crate) use lanes::{Group, Kernel, Lanes};
+pub(crate) use window::{ByColumn, ByRow, Columns, Pairs, Row, Rows, RowsMut};

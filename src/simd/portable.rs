@@ -94,6 +94,17 @@ macro_rules! lanes {
                 }
                 lanes[0]
             }
+            #[inline(always)]
+            fn transpose(square: &mut [Self; 16]) {
+                let mut rows = [$inner::ZERO; $width];
+                for i in 0..$width {
+                    rows[i] = square[i].0;
+                }
+                let columns = $inner::transpose(rows);
+                for i in 0..$width {
+                    square[i] = $name(columns[i]);
+                }
+            }
         }
     };
     (operator $name:ident, $trait:ident, $method:ident, $op:tt) => {

@@ -85,6 +85,8 @@ macro_rules! lanes {
             fn sum(self) -> $elem {
                 self.0
             }
+            #[inline(always)]
+            fn transpose(_: &mut [Self; 16]) {}
         }
     };
 }

@@ -50,6 +50,20 @@ macro_rules! check {
                 let flush = |x: $elem| if x.abs() <= $elem::LARGEST_SUBNORMAL { 0.0 } else { x };
                 unary("flush_subnormal", &|x| x.flush_subnormal() + V::zero(), &|x| flush(x) + 0.0);
 
+                let row = |i: usize| 7 * i % (self.values.len() - V::WIDTH);
+                let mut square = [V::zero(); 16];
+                for i in 0..V::WIDTH {
+                    square[i] = V::load(&self.values[row(i)..]);
+                }
+                V::transpose(&mut square);
+                for i in 0..V::WIDTH {
+                    let mut y = [0.0; 16];
+                    square[i].store(&mut y);
+                    for j in 0..V::WIDTH {
+                        assert!(same(y[j], self.values[row(j) + i]), "{} transpose ({j}, {i})", self.isa);
+                    }
+                }
+
                 // Partial loads and stores touch their slice and nothing else.
                 for n in 0..=V::WIDTH {
                     let mut y = [7.0; 18];

@@ -1,30 +1,174 @@
-//! The register tile: the only loop that multiplies.
+//! The register tile: the only loop that multiplies, and what happens to its sums before they are stored.
 
-use crate::simd::Lanes;
+use super::blocking;
+use crate::simd::{Columns, Element, Lanes, Pairs, Row, Rows, RowsMut};
 
-/// An `MR x (NV * WIDTH)` tile of `A B`: the sum of the outer products of A's columns, of at least `MR` elements each, and B's
-/// rows, of at least `NV * WIDTH`. Both may be packed panels or the matrices themselves; where the lengths are constants, nothing
-/// is left to check in the loop.
-///
-/// Every element is one chain of multiply-adds in the order of the products, whatever the width of a vector.
+/// What becomes of a tile of sums: `C <- alpha tile + beta C`.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<T> {
+    pub(super) alpha: T,
+    pub(super) beta: T,
+}
+
+/// Multiplies `mr` rows of A by a panel of B and writes the `mr x cols` result.
 #[inline(always)]
-pub(super) fn tile<'a, V: Lanes, const MR: usize, const NV: usize>(
-    a_columns: impl Iterator<Item = &'a [V::Elem]>,
-    b_rows: impl Iterator<Item = &'a [V::Elem]>,
-) -> [[V; NV]; MR] {
+pub(super) fn multiply<V: Lanes, A: Columns<V::Elem>>(
+    a: A,
+    b: Rows<'_, V::Elem>,
+    (mr, cols): (usize, usize),
+    finish: Finish<V::Elem>,
+    c: (&mut [V::Elem], usize),
+) {
+    // One arm for each size of a tile; those that this instruction set has no registers for are not compiled.
+    macro_rules! tiles {
+        ($nv:literal: $($mr:literal)*) => {
+            match mr {
+                $($mr if $mr <= blocking::mr::<V>($nv) => tile::<V, A, $mr, $nv>(a, b, cols, finish, c),)*
+                _ => unreachable!("no more rows than a tile has"),
+            }
+        };
+    }
+    match cols.div_ceil(V::WIDTH) {
+        1 => tiles!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
+        2 => tiles!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+        3 => tiles!(3: 1 2 3),
+        _ => tiles!(4: 1 2 3),
+    }
+}
+
+/// An `MR x (NV vectors)` tile of `A B`: the sum of the outer products of A's columns and B's rows.
+///
+/// Every element is one chain of multiply-adds in the order of the products, whatever the width of a vector. The last of several
+/// vectors ends with B's last column and may overlap the one before it, whose elements it then computes again; a single one may
+/// be wider than B.
+#[inline(always)]
+fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
+    a: A,
+    b: Rows<'_, V::Elem>,
+    cols: usize,
+    finish: Finish<V::Elem>,
+    (c, stride): (&mut [V::Elem], usize),
+) {
+    if NV == 1 {
+        assert!(cols <= V::WIDTH);
+    } else {
+        assert!(cols > (NV - 1) * V::WIDTH && cols >= V::WIDTH);
+    }
+    let mut c = RowsMut::new(c, MR, cols, stride);
+    for i in 0..MR {
+        c.prefetch(i);
+    }
     let mut acc = [[V::zero(); NV]; MR];
-    for (a_column, b_row) in a_columns.zip(b_rows) {
-        let (a_column, b_row) = (&a_column[..MR], &b_row[..NV * V::WIDTH]);
-        let mut b_vectors = [V::zero(); NV];
-        for v in 0..NV {
-            b_vectors[v] = V::load(&b_row[v * V::WIDTH..]);
+    let mut pairs = Pairs::new(a, b);
+    while pairs.left() >= UNROLL {
+        for _ in 0..UNROLL {
+            step(&mut acc, pairs.take(), cols);
         }
+    }
+    while pairs.left() > 0 {
+        step(&mut acc, pairs.take(), cols);
+    }
+    if finish.alpha != V::Elem::ONE {
+        let alpha = V::splat(finish.alpha);
         for i in 0..MR {
-            let a_element = V::splat(a_column[i]);
             for v in 0..NV {
-                acc[i][v] = a_element.mul_add(b_vectors[v], acc[i][v]);
+                acc[i][v] = acc[i][v] * alpha;
             }
         }
     }
-    acc
+    if finish.beta != V::Elem::ZERO {
+        let beta = V::splat(finish.beta);
+        for i in 0..MR {
+            for v in 0..NV {
+                let part = c.slice(i, offset::<V, NV>(v, cols), len::<V, NV>(cols));
+                let old = if NV == 1 { V::load_partial(part) } else { V::load(part) };
+                acc[i][v] = beta.mul_add(old, acc[i][v]);
+            }
+        }
+    }
+    for i in 0..MR {
+        for v in 0..NV {
+            let part = c.slice(i, offset::<V, NV>(v, cols), len::<V, NV>(cols));
+            if NV == 1 {
+                acc[i][v].store_partial(part);
+            } else {
+                acc[i][v].store(part);
+            }
+        }
+    }
+}
+
+/// Steps of k between two tests for the end.
+const UNROLL: usize = 4;
+
+#[inline(always)]
+fn step<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
+    acc: &mut [[V; NV]; MR],
+    (a, b): (A, Row<'_, V::Elem>),
+    cols: usize,
+) {
+    let mut row = [V::zero(); NV];
+    for v in 0..NV {
+        let part = b.slice(offset::<V, NV>(v, cols), len::<V, NV>(cols));
+        row[v] = if NV == 1 { V::load_partial(part) } else { V::load(part) };
+    }
+    for i in 0..MR {
+        let x = V::splat(a.get(i));
+        for v in 0..NV {
+            acc[i][v] = x.mul_add(row[v], acc[i][v]);
+        }
+    }
+}
+
+/// The first column of vector `v` of `NV` that cover `cols` columns.
+#[inline(always)]
+fn offset<V: Lanes, const NV: usize>(v: usize, cols: usize) -> usize {
+    if NV > 1 && v == NV - 1 { cols - V::WIDTH } else { v * V::WIDTH }
+}
+
+/// The number of columns in each of the `NV` vectors.
+#[inline(always)]
+fn len<V: Lanes, const NV: usize>(cols: usize) -> usize {
+    if NV == 1 { cols } else { V::WIDTH }
+}
+
+/// Where a tile goes before it is written to a C whose rows are not contiguous: as many elements as the largest has.
+pub(super) struct Buffer<T>([T; 12 * 32]);
+
+impl<T: Element> Buffer<T> {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Buffer([T::ZERO; 12 * 32])
+    }
+
+    /// The elements, and how many lie between two rows of `cols` columns.
+    #[inline(always)]
+    pub(super) fn rows(&mut self, cols: usize) -> (&mut [T], usize) {
+        (&mut self.0, cols)
+    }
+
+    /// `C <- alpha tile + beta C`, element by element, to `data[i * rs + j * cs]`.
+    #[inline(always)]
+    pub(super) fn scatter<V: Lanes<Elem = T>>(
+        &self,
+        (rows, cols): (usize, usize),
+        finish: Finish<T>,
+        data: &mut [T],
+        (rs, cs): (usize, usize),
+    ) {
+        let (alpha, beta) = (V::splat(finish.alpha), V::splat(finish.beta));
+        for i in 0..rows {
+            for j in 0..cols {
+                let element = &mut data[i * rs + j * cs];
+                // The lanes' own operations, so that strides do not change the bits.
+                let mut new = V::splat(self.0[i * cols + j]) * alpha;
+                if finish.beta != T::ZERO {
+                    new = beta.mul_add(V::splat(*element), new);
+                }
+                let mut lanes = [T::ZERO; 16];
+                new.store(&mut lanes);
+                *element = lanes[0];
+            }
+        }
+    }
 }

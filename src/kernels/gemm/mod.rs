@@ -34,15 +34,21 @@ mod micro;
 mod pack;
 
 use crate::matrix::{MatMut, MatRef};
-use crate::parallel::{self, Cost, Split};
-use crate::simd::{Element, Isa, Kernel, Lanes};
-use blocking::{KC, MR_16, MR_32, NC, NV};
+use crate::parallel::{self, BlocksMut, Cost, Split};
+use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, Rows};
+use blocking::{Even, KC, MC, NC, Panels};
+use micro::{Buffer, Finish};
+
+/// Elements of the widest vector: by so much less may packed panels fill their scratch than their vectors store.
+const WIDEST: usize = 16;
 
 /// Elements of scratch that [`gemm`] needs for a product of this size.
 pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
-    // C may be written through its transpose, so B may be as wide as m. Two vectors of 64 bytes are the widest panel.
-    let widest = 2 * 64 / size_of::<T>();
-    k.min(KC) * m.max(n).min(NC).next_multiple_of(widest)
+    // C may be written through its transpose, so either may be the wider.
+    let widest = m.max(n);
+    let tasks = widest.min(MC).div_ceil(blocking::rows_per_task(widest.min(MC)));
+    let kc = blocking::kc(k);
+    kc * (widest.min(NC) + WIDEST) + kc * widest.min(MC) + tasks * WIDEST
 }
 
 /// `C <- alpha A B + beta C`.
@@ -116,40 +122,62 @@ impl<T: Send> Split for Tasks<'_, T> {
 fn product<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, mut c: MatMut<'_, T>, scratch: &mut [T]) {
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let isa = Isa::current();
-    let rows = blocking::rows_per_task(m);
-    let in_place = b.col_stride() == 1 && b.row_stride() > 0 && blocking::reads_b_in_place(m, b.row_stride());
-    for jc in (0..n).step_by(NC) {
-        let nc = NC.min(n - jc);
-        for pc in (0..k).step_by(KC) {
-            let kc = KC.min(k - pc);
-            let block = Block { pc, kc, jc, nc };
-            isa.run(PackB { b, block, in_place, scratch: &mut *scratch });
-            let panels = &*scratch;
+    let b_in_place = b.col_stride() == 1 && blocking::reads_b_in_place(m, k.min(KC), b.row_stride());
+    let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
+    let a_in_place = a_contiguous && blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n);
+    let cost = Cost { flops: 2 * m * n * k, bytes: 0 };
+    if a_in_place && b_in_place && k <= KC && n <= NC && !parallel::forks(cost) {
+        let block = Block { m, pc: 0, kc: k, jc: 0, nc: n };
+        return isa.run(Product { alpha, a, packed_a: None, b: B::InPlace(b), beta, c, block });
+    }
+    let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
+    let (b_scratch, a_scratch) = scratch.split_at_mut(kc_most * (nc_most + WIDEST));
+    for jc in (0..n).step_by(nc_most) {
+        let nc = nc_most.min(n - jc);
+        for pc in (0..k).step_by(kc_most) {
+            let kc = kc_most.min(k - pc);
+            let block = Block { m, pc, kc, jc, nc };
+            if !b_in_place {
+                isa.run(PackB { b, block, scratch: &mut *b_scratch });
+            }
+            let b = if b_in_place { B::InPlace(b) } else { B::Packed(b_scratch) };
             let beta = if pc == 0 { beta } else { T::ONE };
-            let cost = Cost { flops: 2 * m * nc * kc, bytes: 0 };
-            parallel::for_each(m.div_ceil(rows), cost, Tasks { c: c.reborrow(), rows }, |index, task| {
-                let first = index * rows;
-                let a = a.row_range(first, first + task.c.rows());
-                isa.run(Rows { alpha, a, b, in_place, panels, beta, c: task.c, block });
-            });
+            for ic in (0..m).step_by(MC) {
+                let mc = MC.min(m - ic);
+                let rows = blocking::rows_per_task(mc);
+                let cost = Cost { flops: 2 * mc * nc * kc, bytes: 0 };
+                let packed_a = BlocksMut { data: &mut *a_scratch, block: rows * kc + WIDEST };
+                let c = c.reborrow().split_rows(ic).1.split_rows(mc).0;
+                parallel::for_each(
+                    mc.div_ceil(rows),
+                    cost,
+                    (Tasks { c, rows }, packed_a),
+                    |index, (task, packed_a)| {
+                        let first = ic + index * rows;
+                        let a = a.row_range(first, first + task.c.rows());
+                        let packed_a = if a_in_place { None } else { Some(packed_a.data) };
+                        isa.run(Product { alpha, a, packed_a, b, beta, c: task.c, block });
+                    },
+                );
+            }
         }
     }
 }
 
-/// The part of k and n that one pass covers.
+/// The part of k and n that one pass covers, of `m` rows.
 #[derive(Clone, Copy)]
 struct Block {
+    m: usize,
     pc: usize,
     kc: usize,
     jc: usize,
     nc: usize,
 }
 
-/// Packs the panels of B that are not read in place: all of them, or only the last, when it is not full.
+/// Packs the panels of B.
 struct PackB<'a, T> {
     b: MatRef<'a, T>,
     block: Block,
-    in_place: bool,
     scratch: &'a mut [T],
 }
 
@@ -158,136 +186,91 @@ impl<T: Element> Kernel<T> for PackB<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Block { pc, kc, jc, nc } = self.block;
-        let nr = NV * V::WIDTH;
-        for jr in (0..nc).step_by(nr) {
-            if self.in_place && jr + nr <= nc {
-                continue;
-            }
-            pack::pack_b(self.b, pc, jc + jr, kc, nr, &mut self.scratch[jr * kc..]);
+        let Block { m, pc, kc, jc, nc } = self.block;
+        let panels = Panels::new::<V>(m, nc);
+        for j in 0..panels.count {
+            let (j0, cols) = panels.part(j);
+            pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.scratch[j0 * kc..]);
         }
     }
 }
 
+/// Where B is read.
+#[derive(Clone, Copy)]
+enum B<'a, T> {
+    InPlace(MatRef<'a, T>),
+    Packed(&'a [T]),
+}
+
 /// The rows of C that belong to one task.
-struct Rows<'a, T> {
+struct Product<'a, T> {
     alpha: T,
     a: MatRef<'a, T>,
-    b: MatRef<'a, T>,
-    in_place: bool,
-    panels: &'a [T],
+    packed_a: Option<&'a mut [T]>,
+    b: B<'a, T>,
     beta: T,
     c: MatMut<'a, T>,
     block: Block,
 }
 
-impl<T: Element> Kernel<T> for Rows<'_, T> {
+impl<T: Element> Kernel<T> for Product<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        // A branch on a constant: one of the two is compiled for each vector type.
-        if V::REGISTERS >= 32 { self.tiles::<V, MR_32>() } else { self.tiles::<V, MR_16>() }
-    }
-}
-
-impl<T: Element> Rows<'_, T> {
-    #[inline(always)]
-    fn tiles<V: Lanes<Elem = T>, const MR: usize>(mut self) {
-        let Block { pc, kc, jc, nc } = self.block;
-        let nr = NV * V::WIDTH;
-        let (m, a_stride) = (self.a.rows(), self.a.col_stride());
-        let a_in_place = self.a.row_stride() == 1 && a_stride > 0 && blocking::reads_a_in_place(kc);
-        let mut packed = [[T::ZERO; MR]; KC];
-        let packed = packed.as_flattened_mut();
-        for ir in (0..m).step_by(MR) {
-            let rows = MR.min(m - ir);
-            let (a_panel, lda): (&[T], usize) = if a_in_place && rows == MR {
-                (&self.a.data()[ir + pc * a_stride..], a_stride)
-            } else {
-                pack::pack_a(self.a, ir, pc, kc, MR, packed);
-                (packed, MR)
-            };
-            for jr in (0..nc).step_by(nr) {
-                let cols = nr.min(nc - jr);
-                let (b_panel, ldb) = if self.in_place && cols == nr {
-                    let stride = self.b.row_stride();
-                    (&self.b.data()[pc * stride + jc + jr..], stride)
-                } else {
-                    (&self.panels[jr * kc..], nr)
+        let Block { m, pc, kc, jc, nc } = self.block;
+        let panels = Panels::new::<V>(m, nc);
+        let nv = if m <= 3 {
+            4
+        } else if nc <= V::WIDTH {
+            1
+        } else {
+            2
+        };
+        let strips = Even::new(self.a.rows(), blocking::mr::<V>(nv));
+        let packed_a = self.packed_a.map(|packed| {
+            for i in 0..strips.count {
+                let (i0, mr) = strips.part(i);
+                pack::pack_a::<V>(self.a, (i0, mr), (pc, kc), &mut packed[i0 * kc..]);
+            }
+            &*packed
+        });
+        let finish = Finish { alpha: self.alpha, beta: self.beta };
+        let (a, b, mut c) = (self.a, self.b, self.c);
+        let (rs, cs) = (c.row_stride(), c.col_stride());
+        let mut buffer = if cs == 1 { None } else { Some(Buffer::new()) };
+        // What is in the inner loop is read again for each step of the outer.
+        let strips_outside = kc * nc <= 4096;
+        let (outer, inner) = if strips_outside { (strips.count, panels.count) } else { (panels.count, strips.count) };
+        for o in 0..outer {
+            for i in 0..inner {
+                let (i, j) = if strips_outside { (o, i) } else { (i, o) };
+                let ((i0, mr), (j0, cols)) = (strips.part(i), panels.part(j));
+                let b = match b {
+                    B::Packed(panels) => {
+                        let width = cols.max(V::WIDTH);
+                        Rows::new(&panels[j0 * kc..], kc, width, width)
+                    }
+                    B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
                 };
-                let tile = if lda == MR && ldb == nr {
-                    // Both cut to kc products, so that neither can end before the other.
-                    let (a_panel, b_panel) = (&a_panel[..kc * MR], &b_panel[..kc * nr]);
-                    micro::tile::<V, MR, NV>(a_panel.chunks_exact(MR), b_panel.chunks_exact(nr))
-                } else {
-                    let (a_columns, b_rows) = (a_panel.windows(MR).step_by(lda), b_panel.windows(nr).step_by(ldb));
-                    micro::tile::<V, MR, NV>(a_columns.take(kc), b_rows)
+                let (size, out) = ((mr, cols), &mut c.data_mut()[i0 * rs + (jc + j0) * cs..]);
+                let (finish_tile, target) = match &mut buffer {
+                    None => (finish, (&mut *out, rs)),
+                    Some(buffer) => (Finish { alpha: T::ONE, beta: T::ZERO }, buffer.rows(cols)),
                 };
-                self.write(tile, ir, rows, jc + jr, cols);
-            }
-        }
-    }
-
-    /// `C <- alpha tile + beta C` at `rows` rows from `i0` and `cols` columns from `j0`.
-    #[inline(always)]
-    fn write<V: Lanes<Elem = T>, const MR: usize>(
-        &mut self,
-        tile: [[V; NV]; MR],
-        i0: usize,
-        rows: usize,
-        j0: usize,
-        cols: usize,
-    ) {
-        let (rs, cs) = (self.c.row_stride(), self.c.col_stride());
-        let (alpha, beta) = (V::splat(self.alpha), V::splat(self.beta));
-        let reads_c = self.beta != T::ZERO;
-        let data = self.c.data_mut();
-        if cs == 1 && rows == MR && cols == NV * V::WIDTH {
-            // A full tile goes from its registers to C.
-            for i in 0..MR {
-                let row = &mut data[(i0 + i) * rs + j0..][..NV * V::WIDTH];
-                for v in 0..NV {
-                    let part = &mut row[v * V::WIDTH..];
-                    let product = tile[i][v] * alpha;
-                    let sum = if reads_c { beta.mul_add(V::load(part), product) } else { product };
-                    sum.store(part);
+                if packed_a.is_some() || a.row_stride() == 1 {
+                    let columns = match packed_a {
+                        Some(packed) => ByColumn::new(&packed[i0 * kc..], mr, kc, mr),
+                        None => ByColumn::new(&a.data()[i0 + pc * a.col_stride()..], mr, kc, a.col_stride()),
+                    };
+                    micro::multiply::<V, _>(columns, b, size, finish_tile, target);
+                } else {
+                    let rows = ByRow::new(&a.data()[i0 * a.row_stride() + pc..], mr, kc, a.row_stride());
+                    micro::multiply::<V, _>(rows, b, size, finish_tile, target);
                 }
-            }
-            return;
-        }
-        for i in 0..MR {
-            if i >= rows {
-                break;
-            }
-            let start = (i0 + i) * rs + j0 * cs;
-            if cs != 1 {
-                // Neither rows nor columns are contiguous: through a buffer, element by element.
-                let mut buffer = [T::ZERO; 32];
-                for v in 0..NV {
-                    (tile[i][v] * alpha).store(&mut buffer[v * V::WIDTH..]);
+                if let Some(buffer) = &buffer {
+                    buffer.scatter::<V>((mr, cols), finish, out, (rs, cs));
                 }
-                for j in 0..cols {
-                    let element = &mut data[start + j * cs];
-                    // The lanes' own multiply-add, so that strides do not change the bits.
-                    let old = if reads_c { V::splat(*element) } else { V::zero() };
-                    let mut lanes = [T::ZERO; 16];
-                    let sum = if reads_c { beta.mul_add(old, V::splat(buffer[j])) } else { V::splat(buffer[j]) };
-                    sum.store(&mut lanes);
-                    *element = lanes[0];
-                }
-                continue;
-            }
-            let row = &mut data[start..start + cols];
-            for v in 0..NV {
-                let from = v * V::WIDTH;
-                if from >= cols {
-                    break;
-                }
-                let part = &mut row[from..];
-                let product = tile[i][v] * alpha;
-                let sum = if reads_c { beta.mul_add(V::load_up_to(part), product) } else { product };
-                sum.store_up_to(part);
             }
         }
     }
