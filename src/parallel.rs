@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Estimated nanoseconds on one thread below which work is not split.
 ///
@@ -158,6 +158,31 @@ impl Threads {
                 pool.install(|| within(scope, f))
             }
         }
+    }
+
+    /// Calls `f(i)` on every thread, i from 0, and none before all are there; the results in that order.
+    ///
+    /// For measuring what the threads do at the same time. Kernels that `f` calls stay on their thread.
+    ///
+    /// # Examples
+    /// ```
+    /// use evenkeel::Threads;
+    /// assert_eq!(Threads::new(3)?.together(|i| 10 * i), [0, 10, 20]);
+    /// # Ok::<(), evenkeel::Error>(())
+    /// ```
+    pub fn together<R: Send>(&self, f: impl Fn(usize) -> R + Sync) -> Vec<R> {
+        let Some(pool) = &self.pool else { return vec![within(ALONE, || f(0))] };
+        let missing = AtomicUsize::new(pool.current_num_threads());
+        pool.broadcast(|context| {
+            missing.fetch_sub(1, Ordering::AcqRel);
+            let mut waited = 0u32;
+            while missing.load(Ordering::Acquire) > 0 {
+                // Where processors are fewer than threads, those that wait make room for those that are missing.
+                waited += 1;
+                if waited.is_multiple_of(1024) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            }
+            within(ALONE, || f(context.index()))
+        })
     }
 }
 
@@ -311,5 +336,26 @@ mod tests {
             });
         });
         assert!(Threads::new(0).is_err());
+    }
+
+    #[test]
+    fn together_is_once_on_each_thread_and_at_the_same_time() {
+        for count in [1, 2, 4, 7] {
+            let threads = Threads::new(count).unwrap();
+            for _ in 0..20 {
+                let begun = AtomicUsize::new(0);
+                let seen = threads.together(|i| {
+                    begun.fetch_add(1, Ordering::AcqRel);
+                    // A thread that had to wait for another to end would wait for ever.
+                    while begun.load(Ordering::Acquire) < count {
+                        std::thread::yield_now();
+                    }
+                    (i, std::thread::current().id())
+                });
+                assert_eq!(seen.iter().map(|s| s.0).collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
+                let ids: std::collections::HashSet<_> = seen.iter().map(|s| s.1).collect();
+                assert_eq!(ids.len(), count);
+            }
+        }
     }
 }
