@@ -1,4 +1,6 @@
-//! What this computer is: its name and its caches.
+//! What this computer is: its name, its caches and its memory; and [`probe`]s of how fast it is.
+
+pub mod probe;
 
 use std::fs;
 use std::path::Path;
@@ -53,6 +55,16 @@ pub fn processor() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
+/// Bytes of memory that programs can still have, where the system tells.
+pub fn available_memory() -> Option<usize> {
+    available_in(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available_in(text: &str) -> Option<usize> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
 /// Number of threads that this process may run at once.
 pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -68,5 +80,7 @@ mod tests {
         assert_eq!(parse_size("1M"), Some(1 << 20));
         assert_eq!(parse_size("x"), None);
         assert!(caches_below(Path::new("/nowhere")).is_empty());
+        assert_eq!(available_in("MemFree: 3 kB\nMemAvailable:    17 kB\n"), Some(17 * 1024));
+        assert_eq!(available_in("MemAvailable: many\n"), None);
     }
 }
