@@ -5,8 +5,8 @@ use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-const EXIT_STATUS: &str = "Exit status: 0 done, 1 training broke down, 2 wrong usage, 3 data missing or unreadable, or a folder that \
-                           cannot be written.";
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 training broke down, 2 wrong usage, 3 data missing or unreadable, or a file or \
+                           folder that cannot be written.";
 
 /// Trains, compares and measures batch-normalised networks.
 #[derive(Debug, Parser)]
@@ -21,6 +21,9 @@ pub(crate) enum Command {
     /// Trains the same network with BatchNorm and without, on the same batches, and shows what BatchNorm does.
     #[command(after_help = EXIT_STATUS)]
     Compare(Compare),
+    /// Measures what this machine can do.
+    #[command(subcommand, after_help = EXIT_STATUS)]
+    Bench(Bench),
     /// Shows the version, the instruction set, the caches and the threads.
     Info(Info),
 }
@@ -72,6 +75,43 @@ pub(crate) struct Compare {
     /// No progress bar.
     #[arg(long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// The peak of multiply-adds of each instruction set, and the bandwidth of each level of memory.
+    ///
+    /// All samples take turns. Bandwidths count the bytes that a pass names: read a sum's, copy those read and written, triad
+    /// (a = b + s c) two reads and a write. Noise is (p90 - p10) / median of a multiply-add loop of fixed length: above 5 %
+    /// something else is using the machine, and the figures are not to be trusted.
+    #[command(after_help = EXIT_STATUS)]
+    Roof(Roof),
+}
+
+/// What every bench takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Measure {
+    /// Also write one JSON object a line to FILE; with `-` to standard output, in place of the table.
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) json: Option<PathBuf>,
+    /// What standard output is written for.
+    #[arg(long, value_enum, default_value = "human")]
+    pub(crate) format: Format,
+    /// No progress bar.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// One sample of each thing: for tests of this command.
+    #[arg(long, hide = true)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Roof {
+    /// Numbers of threads [default: 1 and all of the machine's].
+    #[arg(long, value_name = "T,T", value_delimiter = ',', allow_negative_numbers = true)]
+    pub(crate) threads: Vec<usize>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
 }
 
 #[derive(Debug, clap::Args)]

@@ -13,8 +13,8 @@ pub(crate) enum Failure {
     Library { doing: String, error: Error },
     /// Standard output could not be written.
     Output(io::Error),
-    /// A file or folder of a run could not be written.
-    Write { path: String, error: io::Error },
+    /// A file or folder could not be written; the option is the one that names it.
+    Write { path: String, error: io::Error, option: &'static str },
     /// A picture could not be drawn.
     Chart(ChartError),
 }
@@ -25,12 +25,17 @@ impl Failure {
         move |error| Failure::Library { doing: doing.into(), error }
     }
 
-    /// A file or folder that could not be written.
+    /// A file or folder of a run that could not be written.
     pub(crate) fn write(path: &Path) -> impl FnOnce(io::Error) -> Failure {
-        move |error| Failure::Write { path: path.display().to_string(), error }
+        Failure::write_named_by("--out", path)
     }
 
-    /// 1 broke down, 2 wrong usage, 3 data or folder.
+    /// A file that an option names and that could not be written.
+    pub(crate) fn write_named_by(option: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+        move |error| Failure::Write { path: path.display().to_string(), error, option }
+    }
+
+    /// 1 broke down, 2 wrong usage, 3 data, file or folder.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Failure::Library { error, .. } => match error {
@@ -38,7 +43,8 @@ impl Failure {
                 Error::Io { .. } | Error::Format { .. } => 3,
                 _ => 2,
             },
-            Failure::Output(_) | Failure::Write { .. } | Failure::Chart(ChartError::Write { .. }) => 3,
+            Failure::Output(_) | Failure::Write { .. } => 3,
+            Failure::Chart(ChartError::Write { .. }) => 3,
             Failure::Chart(ChartError::Draw(_)) => 1,
         }
     }
@@ -62,8 +68,8 @@ impl fmt::Display for Failure {
             Failure::Library { doing, error } if doing.is_empty() => write!(f, "{error}"),
             Failure::Library { doing, error } => write!(f, "{doing}: {error}"),
             Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
-            Failure::Write { path, error } => {
-                write!(f, "cannot write {path}: {error}; free the place, or name another folder with --out")
+            Failure::Write { path, error, option } => {
+                write!(f, "cannot write {path}: {error}; free the place, or name another with {option}")
             }
             Failure::Chart(error) => write!(f, "{error}"),
         }

@@ -218,6 +218,47 @@ fn a_name_that_is_no_instruction_set_is_status_2() {
     assert_eq!(value["isa"], "portable");
 }
 
+fn bench<'a>(what: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["bench", what, "--once"][..], more].concat()
+}
+
+fn json_lines(text: &[u8]) -> Vec<serde_json::Value> {
+    String::from_utf8_lossy(text).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_roof_has_every_instruction_set_and_level() {
+    let output = run(&bench("roof", &["--threads", "1,2", "--json", "-"]));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = json_lines(&output.stdout);
+    for threads in [1, 2] {
+        let rate = |case: &str, shape: &str, key: &str| {
+            let same = |line: &&serde_json::Value| {
+                line["case"] == case && line["shape"] == shape && line["threads"].as_u64() == Some(threads)
+            };
+            assert!(lines.iter().find(same).unwrap()[key].as_f64().unwrap() > 0.0, "{case} {shape}");
+        };
+        for shape in ["scalar_f32", "scalar_f64", "portable_f32", "portable_f64"] {
+            rate("fma", shape, "gflops");
+        }
+        for case in ["read", "copy", "triad"] {
+            for level in ["L1", "L2", "memory"] {
+                rate(case, level, "gbps");
+            }
+        }
+    }
+    assert_eq!(lines.iter().filter(|line| line["case"] == "noise" && line["trusted"].is_boolean()).count(), 2);
+}
+
+#[test]
+fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
+    let folder = tempfile::tempdir().unwrap();
+    refuses(&bench("roof", &["--threads", "1,0"]), 2, &["threads", "1 to 1024"]);
+    refuses(&bench("roof", &["--threads", "two"]), 2, &["threads", "two"]);
+    refuses(&["bench"], 2, &["Usage", "roof"]);
+    refuses(&bench("roof", &["--json", folder.path().to_str().unwrap()]), 3, &["it is a folder", "--json"]);
+}
+
 #[test]
 fn real_mnist_trains_when_it_is_there() {
     let Some(data) = std::env::var_os("EVENKEEL_DATA") else {

@@ -1,0 +1,112 @@
+//! `evenkeel bench`: what this machine can do.
+//!
+//! Everything that is compared is measured in turns (`sample`), a loop of multiply-adds of fixed length among it: the loop is both the
+//! peak that a kernel is held to and the witness of how quiet the machine was.
+
+mod roof;
+mod sample;
+
+use crate::args::{Bench, Format, Measure};
+use crate::failure::Failure;
+use crate::files;
+use crate::term::Out;
+use evenkeel::Threads;
+use evenkeel::machine::probe;
+use evenkeel::simd::{Element, Isa, with_isa};
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
+    match bench {
+        Bench::Roof(options) => roof::run(options),
+    }
+}
+
+/// Where results go: a table on standard output or JSON lines in its place, and JSON lines in a file.
+struct Results {
+    /// Standard output is for people.
+    human: bool,
+    file: Option<(PathBuf, String)>,
+}
+
+impl Results {
+    /// Refuses a file that cannot be written before anything is measured.
+    fn begin(options: &Measure) -> Result<Results, Failure> {
+        let file = options.json.as_deref().filter(|path| *path != Path::new("-"));
+        if let Some(path) = file {
+            files::check(path).map_err(Failure::write_named_by("--json", path))?;
+        }
+        let human = options.format == Format::Human && (options.json.is_none() || file.is_some());
+        Ok(Results { human, file: file.map(|path| (path.to_path_buf(), String::new())) })
+    }
+
+    /// A result for programs.
+    fn json(&mut self, value: &Value) -> Result<(), Failure> {
+        if let Some((_, text)) = &mut self.file {
+            *text += &format!("{value}\n");
+        }
+        if self.human { Ok(()) } else { writeln!(Out, "{value}").map_err(Failure::Output) }
+    }
+
+    /// A line for people.
+    fn say(&self, text: &str) -> Result<(), Failure> {
+        if self.human { writeln!(Out, "{text}").map_err(Failure::Output) } else { Ok(()) }
+    }
+
+    fn end(self) -> Result<(), Failure> {
+        let Some((path, text)) = self.file else { return Ok(()) };
+        files::replace(&path, text.as_bytes()).map_err(Failure::write_named_by("--json", &path))
+    }
+}
+
+/// One budget for each number of threads, each number once.
+fn budgets(counts: &[usize]) -> Result<Vec<Threads>, Failure> {
+    let mut budgets: Vec<Threads> = Vec::new();
+    for &count in counts {
+        if !budgets.iter().any(|threads| threads.count() == count) {
+            budgets.push(Threads::new(count)?);
+        }
+    }
+    Ok(budgets)
+}
+
+/// Rounds of multiply-adds in a unit of the loop: a few microseconds on the widest vectors.
+const ROUNDS: usize = 1000;
+
+/// `units` of the loop of multiply-adds on every thread at once: the seconds of the slowest.
+fn multiply_adds<T: Element>(isa: Isa, threads: &Threads, units: usize) -> f64 {
+    slowest(threads, |_| with_isa(isa, || timed(|| probe::fma::<T>(units * ROUNDS))))
+}
+
+/// Operations in a unit of the loop, over all threads.
+fn flops_of_unit<T: Element>(isa: Isa, threads: &Threads) -> f64 {
+    (with_isa(isa, || probe::fma::<T>(ROUNDS)) * threads.count()) as f64
+}
+
+/// Runs `f` on every thread at once and returns the most that it returned.
+fn slowest(threads: &Threads, f: impl Fn(usize) -> f64 + Sync) -> f64 {
+    threads.together(f).into_iter().fold(0.0, f64::max)
+}
+
+/// Seconds that `f` takes.
+fn timed<R>(f: impl FnOnce() -> R) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// `1 thread` or `4 threads`.
+fn count_of_threads(count: usize) -> String {
+    if count == 1 { "1 thread".to_string() } else { format!("{count} threads") }
+}
+
+/// Rounded to four digits after the point: what lies beyond is noise, and lines stay short.
+fn rounded(x: f64) -> f64 {
+    (x * 1e4).round() / 1e4
+}
