@@ -31,7 +31,8 @@
 //! # Unsafe code
 //!
 //! Denied in every room but `simd`, which names the instruction sets; each of its files states the one fact it relies on. Outside
-//! the library two places need it: a counting allocator in the tests, and the bench that calls a rival with pointers.
+//! the library two things need it: a counting allocator in the tests, and calling a rival with pointers, in the benches and in
+//! `evenkeel bench`.
 //!
 //! # Features
 //!

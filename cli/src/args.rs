@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use crate::bench::Product;
 use crate::lab::{Lab, OptimizerKind};
 use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -21,7 +22,7 @@ pub(crate) enum Command {
     /// Trains the same network with BatchNorm and without, on the same batches, and shows what BatchNorm does.
     #[command(after_help = EXIT_STATUS)]
     Compare(Compare),
-    /// Measures what this machine can do.
+    /// Measures what this machine can do, and how much of it the kernels do.
     #[command(subcommand, after_help = EXIT_STATUS)]
     Bench(Bench),
     /// Shows the version, the instruction set, the caches and the threads.
@@ -86,6 +87,13 @@ pub(crate) enum Bench {
     /// something else is using the machine, and the figures are not to be trusted.
     #[command(after_help = EXIT_STATUS)]
     Roof(Roof),
+    /// Matrix products C = A B: time, GFLOP/s, share of the machine's peak, and the `matrixmultiply` crate beside them.
+    ///
+    /// Samples of all instruction sets, of matrixmultiply (on one thread, which is all it is asked for) and of a multiply-add loop as
+    /// long as they are take turns; the peak is that loop's. A ratio is another's time over ours on the best instruction set: above 1
+    /// ours is faster. Noise is (p90 - p10) / median of the loop: above 5 % a row is not to be trusted.
+    #[command(after_help = EXIT_STATUS)]
+    Gemm(Gemm),
 }
 
 /// What every bench takes.
@@ -110,6 +118,36 @@ pub(crate) struct Roof {
     /// Numbers of threads [default: 1 and all of the machine's].
     #[arg(long, value_name = "T,T", value_delimiter = ',', allow_negative_numbers = true)]
     pub(crate) threads: Vec<usize>,
+    #[command(flatten)]
+    pub(crate) measure: Measure,
+}
+
+/// What is in the matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ElementType {
+    F32,
+    F64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Gemm {
+    /// A is M x K, B is K x N; `_tn`: A is stored transposed, `_nt`: B is. May be repeated [default: squares from 32 to 2048, and
+    /// the products of layers, forward and backward].
+    #[arg(long, value_name = "MxKxN[_tn|_nt]", value_parser = Product::parse)]
+    pub(crate) shape: Vec<Product>,
+    /// What is in the matrices.
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "f32")]
+    pub(crate) element: ElementType,
+    /// Numbers of threads.
+    #[arg(long, value_name = "T,T", value_delimiter = ',', default_value = "1", allow_negative_numbers = true)]
+    pub(crate) threads: Vec<usize>,
+    /// An instruction set; may be repeated [default: all that have vectors of their own and that this machine has].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Vec<String>,
+    /// Times of others, as JSON lines with `peer`, `case` ("gemm"), `shape`, `type` (f32 unless it is there), `threads` and
+    /// `median_us`: a column of ratios for each.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) peers: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) measure: Measure,
 }

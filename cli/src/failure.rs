@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Output(io::Error),
     /// A file or folder could not be written; the option is the one that names it.
     Write { path: String, error: io::Error, option: &'static str },
+    /// A line of a text file is not what it should be.
+    Line { path: String, number: usize, wrong: String },
     /// A picture could not be drawn.
     Chart(ChartError),
 }
@@ -43,7 +45,7 @@ impl Failure {
                 Error::Io { .. } | Error::Format { .. } => 3,
                 _ => 2,
             },
-            Failure::Output(_) | Failure::Write { .. } => 3,
+            Failure::Output(_) | Failure::Write { .. } | Failure::Line { .. } => 3,
             Failure::Chart(ChartError::Write { .. }) => 3,
             Failure::Chart(ChartError::Draw(_)) => 1,
         }
@@ -71,6 +73,7 @@ impl fmt::Display for Failure {
             Failure::Write { path, error, option } => {
                 write!(f, "cannot write {path}: {error}; free the place, or name another with {option}")
             }
+            Failure::Line { path, number, wrong } => write!(f, "{path}: line {number}: {wrong}"),
             Failure::Chart(error) => write!(f, "{error}"),
         }
     }

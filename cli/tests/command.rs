@@ -227,6 +227,74 @@ fn json_lines(text: &[u8]) -> Vec<serde_json::Value> {
 }
 
 #[test]
+fn products_are_timed_and_the_best_instruction_set_has_no_name() {
+    let shapes = ["--shape", "8x9x10", "--shape", "5x7x3_tn", "--shape", "4x33x6_nt"];
+    let more = ["--isa", "scalar", "--isa", "portable", "--threads", "1,2,1", "--json", "-"];
+    let output = run(&bench("gemm", &[&shapes[..], &more].concat()));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "no progress in a pipe");
+    let lines = json_lines(&output.stdout);
+    let mut expected = Vec::new();
+    for threads in [1, 2] {
+        for shape in ["8x9x10", "5x7x3_tn", "4x33x6_nt"] {
+            expected.push((threads, shape, None, Some("portable")));
+            expected.push((threads, shape, Some("evenkeel-scalar"), Some("scalar")));
+            if threads == 1 {
+                expected.push((threads, shape, Some("matrixmultiply"), None));
+            }
+        }
+    }
+    assert_eq!(lines.len(), expected.len());
+    for (line, (threads, shape, peer, isa)) in lines.iter().zip(expected) {
+        assert_eq!((line["case"].as_str(), line["type"].as_str()), (Some("gemm"), Some("f32")), "{line}");
+        assert_eq!((line["threads"].as_u64(), line["shape"].as_str()), (Some(threads), Some(shape)), "{line}");
+        assert_eq!((line["peer"].as_str(), line["isa"].as_str()), (peer, isa), "{line}");
+        for key in ["median_us", "min_us", "max_us", "reps", "gflops", "peak_gflops", "percent_of_peak"] {
+            assert!(line[key].as_f64().unwrap() > 0.0, "{key} in {line}");
+        }
+    }
+    // What caps the instruction set decides which one is measured.
+    let capped = evenkeel(&bench("gemm", &["--shape", "8x8x8", "--type", "f64", "--format", "json"]))
+        .env("EVENKEEL_ISA", "portable")
+        .output()
+        .unwrap();
+    let lines = json_lines(&capped.stdout);
+    assert_eq!(lines.len(), 2);
+    assert_eq!((lines[0]["isa"].as_str(), lines[0]["type"].as_str()), (Some("portable"), Some("f64")));
+}
+
+#[test]
+fn products_beside_others_as_table_and_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (peers, json) = (path("peers.jsonl"), path("ours.jsonl"));
+    fs::write(
+        &peers,
+        "{\"peer\":\"torch\",\"case\":\"gemm\",\"shape\":\"8x8x8\",\"threads\":1,\"median_us\":1e9}\n\
+         {\"peer\":\"torch\",\"case\":\"bn_fwd\",\"shape\":\"8x8\",\"median_us\":1}\n",
+    )
+    .unwrap();
+    let shapes = ["--shape", "8x8x8", "--shape", "8x8x9", "--isa", "portable"];
+    let files = ["--peers", &peers, "--json", &json];
+    let output = run(&bench("gemm", &[&shapes[..], &files].concat()));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let row = |shape: &str| {
+        table.lines().find(|line| line.starts_with(shape)).unwrap().split_whitespace().collect::<Vec<_>>()
+    };
+    assert!(table.lines().nth(2).unwrap().contains("torch"), "{table}");
+    // shape, us, GFLOP/s, share, %, matrixmultiply, torch
+    assert!(row("8x8x8")[6].parse::<f64>().unwrap() > 1e6, "{table}");
+    assert_eq!(row("8x8x9")[6], "-", "{table}");
+    assert_eq!(json_lines(&fs::read(&json).unwrap()).len(), 4);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "a part of a file was left");
+    // An earlier run of ours goes by the name of its file.
+    let output = run(&bench("gemm", &[&shapes[..], &["--peers", &json]].concat()));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.lines().nth(2).unwrap().contains("ours"), "{table}");
+}
+
+#[test]
 fn the_roof_has_every_instruction_set_and_level() {
     let output = run(&bench("roof", &["--threads", "1,2", "--json", "-"]));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -253,10 +321,34 @@ fn the_roof_has_every_instruction_set_and_level() {
 #[test]
 fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
     let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let gemm = |more: &[&str], status: i32, words: &[&str]| refuses(&bench("gemm", more), status, words);
+    gemm(&["--shape", "8x8"], 2, &["--shape", "8x8", "three sizes"]);
+    gemm(&["--shape", "8x0x8"], 2, &["8x0x8", "nothing to multiply"]);
+    gemm(&["--shape", "8x8x8_tt"], 2, &["8x8x8_tt", "_nt"]);
+    gemm(&["--shape", "99999999999999999999x8x8"], 2, &["addressed"]);
+    gemm(&["--shape", "10000000x10000000x1"], 2, &["10000000x10000000x1", "372529.1 GiB", "free"]);
+    gemm(&["--shape", "18446744073709551615x18446744073709551615x2"], 2, &["GiB", "free"]);
+    gemm(&["--threads", "0"], 2, &["threads", "1 to 1024"]);
+    gemm(&["--threads", "two"], 2, &["threads", "two"]);
+    gemm(&["--isa", "avx1024"], 2, &["avx1024", "portable"]);
+    gemm(&["--type", "f16"], 2, &["f16", "f64"]);
     refuses(&bench("roof", &["--threads", "1,0"]), 2, &["threads", "1 to 1024"]);
-    refuses(&bench("roof", &["--threads", "two"]), 2, &["threads", "two"]);
-    refuses(&["bench"], 2, &["Usage", "roof"]);
+    refuses(&["bench"], 2, &["Usage", "roof", "gemm"]);
+    let info = run(&["info", "--format", "json"]);
+    let available = serde_json::from_slice::<serde_json::Value>(&info.stdout).unwrap()["isa_available"].to_string();
+    for isa in ["avx2", "avx512"].iter().filter(|isa| !available.contains(*isa)) {
+        let known = if cfg!(target_arch = "x86_64") { "that this machine has" } else { "one of" };
+        gemm(&["--isa", isa], 2, &[isa, known]);
+    }
+
+    gemm(&["--peers", &path("nowhere.jsonl")], 3, &["nowhere.jsonl"]);
+    fs::write(path("peers.jsonl"), "{\"case\":\"gemm\",\"shape\":\"8x8x8\",\"median_us\":1}\n{\"case\":\"gemm\"}\n")
+        .unwrap();
+    gemm(&["--peers", &path("peers.jsonl")], 3, &["peers.jsonl: line 2", "shape"]);
+    gemm(&["--json", &path("missing/lines.jsonl")], 3, &["lines.jsonl", "--json"]);
     refuses(&bench("roof", &["--json", folder.path().to_str().unwrap()]), 3, &["it is a folder", "--json"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a refused run wrote a file");
 }
 
 #[test]

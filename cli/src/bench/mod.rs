@@ -1,8 +1,12 @@
-//! `evenkeel bench`: what this machine can do.
+//! `evenkeel bench`: what this machine can do, and how much of it the kernels do.
 //!
 //! Everything that is compared is measured in turns (`sample`), a loop of multiply-adds of fixed length among it: the loop is both the
 //! peak that a kernel is held to and the witness of how quiet the machine was.
 
+mod gemm;
+mod peers;
+mod product;
+mod rival;
 mod roof;
 mod sample;
 
@@ -13,6 +17,7 @@ use crate::term::Out;
 use evenkeel::Threads;
 use evenkeel::machine::probe;
 use evenkeel::simd::{Element, Isa, with_isa};
+pub(crate) use product::Product;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +26,7 @@ use std::time::Instant;
 pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
     match bench {
         Bench::Roof(options) => roof::run(options),
+        Bench::Gemm(options) => gemm::run(options),
     }
 }
 

@@ -1,0 +1,286 @@
+//! `evenkeel bench gemm`: products per instruction set, beside the machine's peak and the `matrixmultiply` crate.
+
+use super::peers::{self, Peer};
+use super::product::{Operands, Product};
+use super::rival::{RIVAL, Rival};
+use super::sample::{Effort, NOISY, Samples, repetitions, take_turns};
+use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded, timed};
+use crate::args::{ElementType, Gemm};
+use crate::failure::Failure;
+use crate::term::{Column, Out, Rows, Term};
+use evenkeel::simd::{Isa, with_isa};
+use evenkeel::{Error, Threads, machine};
+use serde_json::{Value, json};
+
+/// Least seconds of a sample: a thousand times what a clock can be off by.
+const SAMPLE: f64 = 0.4e-3;
+
+/// For each product and number of threads: about a minute for all products on one thread.
+const EFFORT: Effort = Effort { seconds: 1.0, rounds: 5 };
+
+pub(crate) fn run(options: &Gemm) -> Result<(), Failure> {
+    match options.element {
+        ElementType::F32 => measure::<f32>(options),
+        ElementType::F64 => measure::<f64>(options),
+    }
+}
+
+/// One product with one number of threads.
+struct Case {
+    product: Product,
+    threads: usize,
+    /// Of each instruction set, the best first.
+    ours: Vec<Ours>,
+    /// On one thread only: that is all that matrixmultiply is asked for.
+    rival: Option<Samples>,
+}
+
+struct Ours {
+    isa: Isa,
+    samples: Samples,
+    /// The loop of multiply-adds, as long as the samples.
+    peak: Samples,
+    /// Operations that the loop's times are for.
+    peak_flops: f64,
+}
+
+impl Ours {
+    fn peak_gflops(&self) -> f64 {
+        self.peak_flops / self.peak.median() * 1e-9
+    }
+}
+
+impl Case {
+    fn gflops(&self, samples: &Samples) -> f64 {
+        self.product.flops() / samples.median() * 1e-9
+    }
+
+    /// The best instruction set, the one that others are compared with.
+    fn best(&self) -> &Ours {
+        &self.ours[0]
+    }
+
+    /// Of the loop beside the best instruction set.
+    fn noise(&self) -> f64 {
+        self.best().peak.spread()
+    }
+}
+
+fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
+    let isas = isas(&options.isa)?;
+    let budgets = budgets(&options.threads)?;
+    let products = if options.shape.is_empty() { Product::defaults() } else { options.shape.clone() };
+    for product in &products {
+        product.check::<T>()?;
+    }
+    let peers = options.peers.as_deref().map(peers::read).transpose()?.unwrap_or_default();
+    let mut results = Results::begin(&options.measure)?;
+
+    let term = Term::detect(options.measure.quiet);
+    let effort = if options.measure.once { Effort { seconds: 0.0, rounds: 1 } } else { EFFORT };
+    let progress = term.progress((products.len() * budgets.len()) as u64);
+    let processor = machine::processor().unwrap_or("unknown processor".to_string());
+    let table = Table {
+        isas: &isas,
+        several_budgets: budgets.len() > 1,
+        with_rival: budgets.iter().any(|b| b.count() == 1),
+        peers: &peers,
+    };
+    let headings = table.headings();
+    let mut rows = None;
+    if results.human {
+        rows = Some(progress.aside(|| {
+            results.say(&format!("{processor}, {}", T::NAME))?;
+            results.say("")?;
+            Rows::begin(term, Out, &table.columns(&headings)).map_err(Failure::Output)
+        })?);
+    }
+    let mut cases = Vec::new();
+    for threads in &budgets {
+        for &product in &products {
+            progress.name(format!("{product}, {}", count_of_threads(threads.count())));
+            let case = time::<T>(product, threads, &isas, effort)?;
+            progress.aside(|| {
+                lines::<T>(&case).iter().try_for_each(|line| results.json(line))?;
+                rows.as_mut().map_or(Ok(()), |rows| rows.row(&table.row::<T>(&case))).map_err(Failure::Output)
+            })?;
+            cases.push(case);
+            progress.advance(1);
+        }
+    }
+    drop(progress);
+    results.say("")?;
+    results.say(&table.legend())?;
+    let noisy = cases.iter().filter(|case| case.noise() > NOISY).count();
+    if noisy > 0 {
+        results.say(&format!(
+            "Warning: noise above {}: something else was using the machine. Do not trust {noisy} of these {} rows.",
+            percent(NOISY),
+            cases.len()
+        ))?;
+    }
+    results.end()
+}
+
+/// What is asked for, or all that have vectors of their own up to the current one; the best first.
+fn isas(names: &[String]) -> Result<Vec<Isa>, Failure> {
+    let mut isas = names.iter().map(|name| Isa::named(name)).collect::<Result<Vec<Isa>, Error>>()?;
+    if isas.is_empty() {
+        let own = |isa: &Isa| *isa <= Isa::current() && !["scalar", "portable"].contains(&isa.name());
+        isas = Isa::available().into_iter().filter(own).collect();
+    }
+    if isas.is_empty() {
+        isas.push(Isa::current());
+    }
+    isas.sort_unstable_by(|a, b| b.cmp(a));
+    isas.dedup();
+    Ok(isas)
+}
+
+/// What takes turns.
+#[derive(Clone, Copy)]
+enum Turn {
+    Ours(Isa),
+    Peak(Isa),
+    Rival,
+}
+
+fn time<T: Rival>(product: Product, threads: &Threads, isas: &[Isa], effort: Effort) -> Result<Case, Failure> {
+    let mut operands = Operands::<T>::new(product)?;
+    // Seconds of one turn that repeats itself.
+    let mut run = |turn: Turn, reps: usize| match turn {
+        Turn::Ours(isa) => threads.run(|| with_isa(isa, || timed(|| (0..reps).for_each(|_| operands.multiply())))),
+        Turn::Peak(isa) => multiply_adds::<T>(isa, threads, reps),
+        Turn::Rival => timed(|| (0..reps).for_each(|_| operands.multiply_with_rival())),
+    };
+    let mut turns = Vec::new();
+    for &isa in isas {
+        let reps = repetitions(SAMPLE, |reps| run(Turn::Ours(isa), reps));
+        turns.push((Turn::Ours(isa), reps));
+        let seconds = run(Turn::Ours(isa), reps);
+        turns.push((Turn::Peak(isa), repetitions(seconds, |reps| run(Turn::Peak(isa), reps))));
+    }
+    if threads.count() == 1 {
+        turns.push((Turn::Rival, repetitions(SAMPLE, |reps| run(Turn::Rival, reps))));
+    }
+    let samples = take_turns(turns.len(), effort, |i| {
+        let (turn, reps) = turns[i];
+        run(turn, reps) / reps as f64
+    });
+    let mut case = Case { product, threads: threads.count(), ours: Vec::new(), rival: None };
+    let mut samples = samples.into_iter();
+    for &isa in isas {
+        let (Some(samples), Some(peak)) = (samples.next(), samples.next()) else { break };
+        case.ours.push(Ours { isa, samples, peak, peak_flops: flops_of_unit::<T>(isa, threads) });
+    }
+    case.rival = samples.next();
+    Ok(case)
+}
+
+/// One line for each instruction set, the best first and without a peer's name, and one for matrixmultiply.
+fn lines<T: Rival>(case: &Case) -> Vec<Value> {
+    let line = |samples: &Samples, peak: f64| {
+        let gflops = case.gflops(samples);
+        json!({
+            "case": "gemm",
+            "shape": case.product.to_string(),
+            "type": T::NAME,
+            "threads": case.threads,
+            "median_us": rounded(1e6 * samples.median()),
+            "min_us": rounded(1e6 * samples.min()),
+            "max_us": rounded(1e6 * samples.max()),
+            "reps": samples.len(),
+            "gflops": rounded(gflops),
+            "peak_gflops": rounded(peak),
+            "percent_of_peak": rounded(100.0 * gflops / peak),
+            "noise": rounded(case.noise()),
+        })
+    };
+    let mut lines = Vec::new();
+    for (i, ours) in case.ours.iter().enumerate() {
+        let mut value = line(&ours.samples, ours.peak_gflops());
+        value["isa"] = json!(ours.isa.name());
+        if i > 0 {
+            value["peer"] = json!(format!("evenkeel-{}", ours.isa));
+        }
+        lines.push(value);
+    }
+    if let Some(rival) = &case.rival {
+        let mut value = line(rival, case.best().peak_gflops());
+        value["peer"] = json!(RIVAL);
+        lines.push(value);
+    }
+    lines
+}
+
+/// The table: a row for each case.
+struct Table<'a> {
+    isas: &'a [Isa],
+    several_budgets: bool,
+    with_rival: bool,
+    peers: &'a [Peer],
+}
+
+impl Table<'_> {
+    fn headings(&self) -> Vec<String> {
+        let mut headings = vec!["shape".to_string()];
+        if self.several_budgets {
+            headings.push("threads".to_string());
+        }
+        for isa in self.isas {
+            headings.extend([format!("{isa} us"), "GFLOP/s".to_string(), "of peak".to_string()]);
+        }
+        if self.with_rival {
+            headings.push(RIVAL.to_string());
+        }
+        headings.extend(self.peers.iter().map(|peer| peer.name.clone()));
+        headings.push("noise".to_string());
+        headings
+    }
+
+    fn columns<'b>(&self, headings: &'b [String]) -> Vec<Column<'b>> {
+        let column = |(i, heading): (usize, &'b String)| match i {
+            0 => Column::words(heading, "1024x1024x1024_tn".len()),
+            _ if heading.ends_with(" us") => Column::numbers(heading, "1000000.0".len()),
+            _ if heading == "noise" => Column::numbers(heading, "100.0 % !".len()),
+            _ => Column::numbers(heading, "100.0 %".len()),
+        };
+        headings.iter().enumerate().map(column).collect()
+    }
+
+    fn row<T: Rival>(&self, case: &Case) -> Vec<String> {
+        let mut cells = vec![case.product.to_string()];
+        if self.several_budgets {
+            cells.push(case.threads.to_string());
+        }
+        for ours in &case.ours {
+            let gflops = case.gflops(&ours.samples);
+            cells.push(format!("{:.2}", 1e6 * ours.samples.median()));
+            cells.push(format!("{gflops:.1}"));
+            cells.push(percent(gflops / ours.peak_gflops()));
+        }
+        let ratio = |seconds: Option<f64>| {
+            seconds.map_or("-".to_string(), |seconds| format!("{:.2}", seconds / case.best().samples.median()))
+        };
+        if self.with_rival {
+            cells.push(ratio(case.rival.as_ref().map(Samples::median)));
+        }
+        cells.extend(self.peers.iter().map(|peer| ratio(peer.seconds(case.product, T::NAME, case.threads))));
+        let noise = case.noise();
+        cells.push(format!("{} {}", percent(noise), if noise > NOISY { '!' } else { ' ' }));
+        cells
+    }
+
+    fn legend(&self) -> String {
+        let names: Vec<&str> =
+            self.with_rival.then_some(RIVAL).into_iter().chain(self.peers.iter().map(|p| p.name.as_str())).collect();
+        let mut text =
+            "Of peak: of a loop of multiply-adds as long as the samples and in turns with them. Noise: its spread."
+                .to_string();
+        if !names.is_empty() {
+            text +=
+                &format!("\n{}: their time over ours on {}; above 1 ours is faster.", names.join(", "), self.isas[0]);
+        }
+        text
+    }
+}

@@ -1,0 +1,145 @@
+//! Times of others, read from JSON lines.
+
+use super::product::Product;
+use super::rival::RIVAL;
+use crate::failure::Failure;
+use evenkeel::Error;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// What one library took for some of the products, in the order of the file.
+pub(crate) struct Peer {
+    pub(crate) name: String,
+    times: Vec<Time>,
+}
+
+struct Time {
+    product: Product,
+    element: String,
+    threads: u64,
+    seconds: f64,
+}
+
+impl Peer {
+    /// Its least time for a product, where a file has several.
+    pub(crate) fn seconds(&self, product: Product, element: &str, threads: usize) -> Option<f64> {
+        let same = |t: &&Time| t.product == product && t.element == element && t.threads == threads as u64;
+        self.times.iter().filter(same).map(|time| time.seconds).min_by(f64::total_cmp)
+    }
+}
+
+/// The products among the lines of a file, by who made them; a line without `peer` goes by the file's name.
+///
+/// Lines of other cases and lines without text are passed over.
+pub(crate) fn read(path: &Path) -> Result<Vec<Peer>, Failure> {
+    let text = fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let mut peers: Vec<Peer> = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |wrong: String| Failure::Line { path: path.display().to_string(), number: index + 1, wrong };
+        let Some((name, time)) = parse(line).map_err(wrong)? else { continue };
+        let name = match name.as_deref() {
+            None => stem.to_string(),
+            // Not the one that is measured now.
+            Some(RIVAL) => format!("{RIVAL} ({stem})"),
+            Some(name) => name.to_string(),
+        };
+        match peers.iter_mut().find(|peer| peer.name == name) {
+            Some(peer) => peer.times.push(time),
+            None => peers.push(Peer { name, times: vec![time] }),
+        }
+    }
+    if peers.is_empty() {
+        let wrong = "the file ends without a line whose \"case\" is \"gemm\"".to_string();
+        return Err(Failure::Line { path: path.display().to_string(), number: text.lines().count(), wrong });
+    }
+    Ok(peers)
+}
+
+/// Who, and what; `None` for a line of another case.
+fn parse(line: &str) -> Result<Option<(Option<String>, Time)>, String> {
+    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+    let Value::Object(keys) = &value else { return Err(format!("not an object: {value}")) };
+    let text = |key: &str| match keys.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(other) => Err(format!("\"{key}\" is {other}, not text")),
+    };
+    let missing = |key: &str| format!("\"{key}\" is missing");
+    if text("case")?.ok_or_else(|| missing("case"))? != "gemm" {
+        return Ok(None);
+    }
+    let shape = text("shape")?.ok_or_else(|| missing("shape"))?;
+    let product = Product::parse(shape).map_err(|error| format!("\"shape\" is {shape:?}: {error}"))?;
+    let element = text("type")?.unwrap_or("f32").to_string();
+    let threads = match keys.get("threads") {
+        None => 1,
+        Some(threads) => {
+            threads.as_u64().ok_or_else(|| format!("\"threads\" is {threads}, not a number of threads"))?
+        }
+    };
+    let median = keys.get("median_us").ok_or_else(|| missing("median_us"))?;
+    let seconds = match median.as_f64() {
+        Some(us) if us > 0.0 => us * 1e-6,
+        _ => return Err(format!("\"median_us\" is {median}, not a time in microseconds")),
+    };
+    let name = text("peer")?.filter(|name| !name.is_empty()).map(str::to_string);
+    Ok(Some((name, Time { product, element, threads, seconds })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(text: &str) -> Result<Vec<Peer>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("before.jsonl");
+        fs::write(&path, text).unwrap();
+        read(&path).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn lines_are_paired_by_shape_type_and_threads() {
+        let text = r#"{"peer":"torch","case":"gemm","shape":"32x784x32","threads":1,"median_us":20.5,"gflops":1}
+{"peer":"torch","case":"gemm","shape":"32x784x32","threads":1,"median_us":20}
+{"peer":"torch","case":"bn_fwd","shape":"32x784","threads":1,"median_us":1}
+
+{"peer":"torch","case":"gemm","shape":"32x784x32","type":"f64","median_us":40}
+{"case":"gemm","shape":"784x32x32_tn","threads":4,"median_us":8}
+{"peer":"matrixmultiply","case":"gemm","shape":"784x32x32_tn","median_us":8}"#;
+        let found = peers(text).unwrap();
+        assert_eq!(
+            found.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(),
+            ["torch", "before", "matrixmultiply (before)"]
+        );
+        let (plain, tn) = (Product::parse("32x784x32").unwrap(), Product::parse("784x32x32_tn").unwrap());
+        assert_eq!(found[0].seconds(plain, "f32", 1), Some(20.0 * 1e-6));
+        assert_eq!(found[0].seconds(plain, "f64", 1), Some(40.0 * 1e-6));
+        assert_eq!(found[0].seconds(plain, "f32", 4), None);
+        assert_eq!(found[0].seconds(tn, "f32", 1), None);
+        assert_eq!(found[1].seconds(tn, "f32", 4), Some(8.0 * 1e-6));
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_what_is_wrong() {
+        let good = r#"{"peer":"a","case":"gemm","shape":"8x8x8","threads":1,"median_us":1}"#;
+        for (bad, word) in [
+            ("{\"peer\"", "not JSON"),
+            ("median: 3", "not JSON"),
+            ("[1]", "not an object"),
+            ("{}", "\"case\" is missing"),
+            (r#"{"case":"gemm","median_us":1}"#, "\"shape\" is missing"),
+            (r#"{"case":"gemm","shape":"8x8","median_us":1}"#, "8x8"),
+            (r#"{"case":"gemm","shape":8,"median_us":1}"#, "\"shape\" is 8"),
+            (r#"{"case":"gemm","shape":"8x8x8"}"#, "\"median_us\" is missing"),
+            (r#"{"case":"gemm","shape":"8x8x8","median_us":"1"}"#, "\"median_us\" is \"1\""),
+            (r#"{"case":"gemm","shape":"8x8x8","median_us":0}"#, "\"median_us\" is 0"),
+            (r#"{"case":"gemm","shape":"8x8x8","median_us":1,"threads":-1}"#, "\"threads\" is -1"),
+        ] {
+            let error = peers(&format!("{good}\n\n{bad}\n{good}")).map(|_| ()).unwrap_err();
+            assert!(error.contains("before.jsonl: line 3: ") && error.contains(word), "{bad}: {error}");
+        }
+        assert!(peers("").map(|_| ()).unwrap_err().contains("without a line"));
+    }
+}
