@@ -148,6 +148,9 @@ pub(crate) struct Gemm {
     /// `median_us`: a column of ratios for each.
     #[arg(long, value_name = "FILE")]
     pub(crate) peers: Option<PathBuf>,
+    /// Draw GFLOP/s by shape, as .svg or .png.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) measure: Measure,
 }

@@ -264,10 +264,10 @@ fn products_are_timed_and_the_best_instruction_set_has_no_name() {
 }
 
 #[test]
-fn products_beside_others_as_table_and_lines() {
+fn products_beside_others_as_table_lines_and_picture() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
-    let (peers, json) = (path("peers.jsonl"), path("ours.jsonl"));
+    let (peers, json, plot) = (path("peers.jsonl"), path("ours.jsonl"), path("ours.svg"));
     fs::write(
         &peers,
         "{\"peer\":\"torch\",\"case\":\"gemm\",\"shape\":\"8x8x8\",\"threads\":1,\"median_us\":1e9}\n\
@@ -275,7 +275,7 @@ fn products_beside_others_as_table_and_lines() {
     )
     .unwrap();
     let shapes = ["--shape", "8x8x8", "--shape", "8x8x9", "--isa", "portable"];
-    let files = ["--peers", &peers, "--json", &json];
+    let files = ["--peers", &peers, "--json", &json, "--plot", &plot];
     let output = run(&bench("gemm", &[&shapes[..], &files].concat()));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let table = String::from_utf8(output.stdout).unwrap();
@@ -287,7 +287,8 @@ fn products_beside_others_as_table_and_lines() {
     assert!(row("8x8x8")[6].parse::<f64>().unwrap() > 1e6, "{table}");
     assert_eq!(row("8x8x9")[6], "-", "{table}");
     assert_eq!(json_lines(&fs::read(&json).unwrap()).len(), 4);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "a part of a file was left");
+    assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "a part of a file was left");
     // An earlier run of ours goes by the name of its file.
     let output = run(&bench("gemm", &[&shapes[..], &["--peers", &json]].concat()));
     let table = String::from_utf8(output.stdout).unwrap();
@@ -333,6 +334,7 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
     gemm(&["--threads", "two"], 2, &["threads", "two"]);
     gemm(&["--isa", "avx1024"], 2, &["avx1024", "portable"]);
     gemm(&["--type", "f16"], 2, &["f16", "f64"]);
+    gemm(&["--plot", &path("plot.pdf")], 2, &["plot.pdf", ".svg or .png"]);
     refuses(&bench("roof", &["--threads", "1,0"]), 2, &["threads", "1 to 1024"]);
     refuses(&["bench"], 2, &["Usage", "roof", "gemm"]);
     let info = run(&["info", "--format", "json"]);
@@ -347,6 +349,7 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
         .unwrap();
     gemm(&["--peers", &path("peers.jsonl")], 3, &["peers.jsonl: line 2", "shape"]);
     gemm(&["--json", &path("missing/lines.jsonl")], 3, &["lines.jsonl", "--json"]);
+    gemm(&["--plot", &path("missing/plot.svg")], 3, &["plot.svg", "--plot"]);
     refuses(&bench("roof", &["--json", folder.path().to_str().unwrap()]), 3, &["it is a folder", "--json"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a refused run wrote a file");
 }

@@ -1,16 +1,19 @@
 //! `evenkeel bench gemm`: products per instruction set, beside the machine's peak and the `matrixmultiply` crate.
 
 use super::peers::{self, Peer};
-use super::product::{Operands, Product};
+use super::product::{Form, Operands, Product};
 use super::rival::{RIVAL, Rival};
 use super::sample::{Effort, NOISY, Samples, repetitions, take_turns};
 use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded, timed};
 use crate::args::{ElementType, Gemm};
+use crate::chart::{self, Picture, figures};
 use crate::failure::Failure;
+use crate::files;
 use crate::term::{Column, Out, Rows, Term};
 use evenkeel::simd::{Isa, with_isa};
 use evenkeel::{Error, Threads, machine};
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Least seconds of a sample: a thousand times what a clock can be off by.
 const SAMPLE: f64 = 0.4e-3;
@@ -73,7 +76,11 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
     for product in &products {
         product.check::<T>()?;
     }
+    let plot = options.plot.as_deref().map(|path| Ok::<_, Failure>((path, picture(path)?))).transpose()?;
     let peers = options.peers.as_deref().map(peers::read).transpose()?.unwrap_or_default();
+    if let Some((path, _)) = plot {
+        files::check(path).map_err(Failure::write_named_by("--plot", path))?;
+    }
     let mut results = Results::begin(&options.measure)?;
 
     let term = Term::detect(options.measure.quiet);
@@ -119,7 +126,24 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
             cases.len()
         ))?;
     }
+    if let Some((path, picture)) = plot {
+        let bytes = chart::draw(&figure::<T>(&cases, &isas, &peers, &processor), picture)?;
+        files::replace(path, &bytes).map_err(Failure::write_named_by("--plot", path))?;
+    }
     results.end()
+}
+
+/// The kind of picture that a file's name asks for.
+fn picture(path: &Path) -> Result<Picture, Failure> {
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    match extension.to_str() {
+        Some("svg") => Ok(Picture::Svg),
+        Some("png") => Ok(Picture::Png),
+        _ => {
+            let (what, value) = ("--plot".to_string(), path.display().to_string());
+            Err(Error::Invalid { what, value, expected: "a file that ends in .svg or .png".to_string() }.into())
+        }
+    }
 }
 
 /// What is asked for, or all that have vectors of their own up to the current one; the best first.
@@ -283,4 +307,43 @@ impl Table<'_> {
         }
         text
     }
+}
+
+/// GFLOP/s by shape: a row of panels for each form of product, a column for each number of threads.
+fn figure<T: Rival>(cases: &[Case], isas: &[Isa], peers: &[Peer], note: &str) -> chart::Figure {
+    let mut budgets: Vec<usize> = cases.iter().map(|case| case.threads).collect();
+    budgets.dedup();
+    let mut panels = Vec::new();
+    for (form, title) in
+        [(Form::Plain, "A B"), (Form::TransposedA, "A stored transposed"), (Form::TransposedB, "B stored transposed")]
+    {
+        for &threads in &budgets {
+            let shown: Vec<&Case> =
+                cases.iter().filter(|case| case.product.form == form && case.threads == threads).collect();
+            if shown.is_empty() {
+                continue;
+            }
+            let mut rates: Vec<(String, Vec<f64>)> = Vec::new();
+            for (i, isa) in isas.iter().enumerate() {
+                rates.push((isa.to_string(), shown.iter().map(|case| case.gflops(&case.ours[i].samples)).collect()));
+            }
+            let rate = |case: &&Case| case.rival.as_ref().map_or(f64::NAN, |rival| case.gflops(rival));
+            rates.push((RIVAL.to_string(), shown.iter().map(rate).collect()));
+            for peer in peers {
+                let rate = |case: &&Case| {
+                    let seconds = peer.seconds(case.product, T::NAME, threads);
+                    seconds.map_or(f64::NAN, |seconds| case.product.flops() / seconds * 1e-9)
+                };
+                rates.push((peer.name.clone(), shown.iter().map(rate).collect()));
+            }
+            rates.retain(|(_, rates)| rates.iter().any(|rate| rate.is_finite()));
+            panels.push(figures::Rates {
+                title: format!("{title}, {}", count_of_threads(threads)),
+                shapes: shown.iter().map(|c| format!("{}x{}x{}", c.product.m, c.product.k, c.product.n)).collect(),
+                rates,
+                peak: (format!("{} peak", isas[0]), shown.iter().map(|case| case.best().peak_gflops()).collect()),
+            });
+        }
+    }
+    figures::rates(&format!("Matrix products, {}", T::NAME), note, budgets.len().min(3), panels)
 }

@@ -39,11 +39,12 @@ impl Ruler {
         let log = match scale {
             Scale::Log => true,
             Scale::Auto => extent(decisive.iter().copied()).is_some_and(|(low, high)| low > 0.0 && high / low > WIDE),
-            Scale::Linear | Scale::Whole | Scale::Names(_) => false,
+            Scale::Linear | Scale::FromZero | Scale::Whole | Scale::Names(_) => false,
         };
         let (low, high) = extent(values.iter().filter_map(|&v| place(log, v)))?;
         Some(match scale {
             _ if log => logarithmic(low, high, wanted),
+            Scale::FromZero => linear(low.min(0.0), high, wanted),
             Scale::Whole => whole(low, high, wanted),
             Scale::Names(names) => named(low, high, names),
             _ => linear(low, high, wanted),
@@ -233,6 +234,12 @@ mod tests {
         assert_eq!(labels(&Scale::Linear, &[-3.0, 2.0]), ["−3", "−2", "−1", "0", "1", "2"]);
         assert_eq!(labels(&Scale::Linear, &[0.0, 4.1e-6]), ["0", "1×10⁻⁶", "2×10⁻⁶", "3×10⁻⁶", "4×10⁻⁶"]);
         assert_eq!(labels(&Scale::Whole, &[0.0, 18_750.0]), ["0", "5,000", "10,000", "15,000"]);
+    }
+
+    #[test]
+    fn rates_start_at_zero() {
+        assert_eq!(labels(&Scale::FromZero, &[91.0, 97.8]), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!(Ruler::fit(&Scale::FromZero, &[], &[91.0, 97.8], 5).unwrap().low, 0.0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The figures of `compare`: the same network trained with BatchNorm and without, on the same batches.
+//! The figures of `compare`, the same network trained with BatchNorm and without on the same batches, and of `bench`.
 
-use super::{Axis, Figure, Panel, Scale, Series, ShareY};
+use super::{Axis, Figure, Form, Panel, Scale, Series, ShareY};
 
 /// What one run scored after each epoch, the first at index 0; a value that is missing is NaN.
 #[derive(Debug, Clone, Copy)]
@@ -43,11 +43,7 @@ pub(crate) fn curves(title: &str, note: &str, runs: &[Epochs<'_>]) -> Figure {
         y: axis(label, scale),
         series: runs
             .iter()
-            .map(|run| Series {
-                name: run.run.to_owned(),
-                points: values(run).into_iter().enumerate().map(|(i, v)| ((i + 1) as f64, v)).collect(),
-                band: None,
-            })
+            .map(|run| Series { name: run.run.to_owned(), points: counted(values(run)), ..Series::default() })
             .collect(),
     };
     Figure {
@@ -83,6 +79,7 @@ pub(crate) fn drift(title: &str, note: &str, traces: &[LayerTrace<'_>]) -> Figur
                 name: run.to_owned(),
                 points: moments.iter().map(|&(step, mean, _)| (at(step), mean)).collect(),
                 band: Some(moments.iter().map(|&(_, mean, std)| (mean - std, mean + std)).collect()),
+                ..Series::default()
             }],
         }
     };
@@ -107,8 +104,9 @@ pub(crate) fn gradients(title: &str, note: &str, stretches: &[(&str, &[LayerNorm
         let value = |layer: &str, pick: fn(&LayerNorms<'_>) -> f64| of(layer).map_or(f64::NAN, pick);
         Series {
             name: run.to_owned(),
-            points: layers.iter().enumerate().map(|(i, l)| ((i + 1) as f64, value(l, |n| n.median))).collect(),
+            points: counted(layers.iter().map(|l| value(l, |n| n.median))),
             band: Some(layers.iter().map(|l| (value(l, |n| n.tenth), value(l, |n| n.ninetieth))).collect()),
+            ..Series::default()
         }
     };
     let panel = |&(title, norms): &(&str, &[LayerNorms<'_>])| Panel {
@@ -124,6 +122,44 @@ pub(crate) fn gradients(title: &str, note: &str, stretches: &[(&str, &[LayerNorm
         share_y: ShareY::All,
         panels: stretches.iter().map(panel).collect(),
     }
+}
+
+/// Rates of products with one number of threads.
+pub(crate) struct Rates {
+    pub(crate) title: String,
+    pub(crate) shapes: Vec<String>,
+    /// Who, and GFLOP/s for each shape; NaN where there is none.
+    pub(crate) rates: Vec<(String, Vec<f64>)>,
+    /// What the machine could have done.
+    pub(crate) peak: (String, Vec<f64>),
+}
+
+/// Points over the shapes, and a line for the peak.
+pub(crate) fn rates(title: &str, note: &str, columns: usize, groups: Vec<Rates>) -> Figure {
+    let panel = |group: Rates| {
+        let series =
+            |(name, rates): (String, Vec<f64>), form| Series { name, points: counted(rates), form, band: None };
+        Panel {
+            title: group.title,
+            x: axis("m x k x n", Scale::Names(group.shapes)),
+            y: axis("GFLOP/s", Scale::FromZero),
+            series: std::iter::once(series(group.peak, Form::Line))
+                .chain(group.rates.into_iter().map(|rates| series(rates, Form::Points)))
+                .collect(),
+        }
+    };
+    Figure {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        columns,
+        share_y: ShareY::Nothing,
+        panels: groups.into_iter().map(panel).collect(),
+    }
+}
+
+/// Points at 1, 2, 3 and so on.
+fn counted(values: impl IntoIterator<Item = f64>) -> Vec<(f64, f64)> {
+    values.into_iter().enumerate().map(|(i, value)| ((i + 1) as f64, value)).collect()
 }
 
 fn axis(label: &str, scale: Scale) -> Axis {

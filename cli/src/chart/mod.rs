@@ -69,19 +69,21 @@ pub(crate) struct Axis {
 pub(crate) enum Scale {
     #[default]
     Linear,
+    /// Linear from zero, so that heights compare as ratios.
+    FromZero,
     /// Linear, with ticks at whole numbers only: epochs, steps.
     Whole,
     /// Logarithmic; values that are not positive are gaps.
     Log,
     /// Logarithmic if every finite value is positive and the largest is more than 20 times the smallest.
     Auto,
-    /// Named places: the first name stands at 1, the second at 2, and so on.
+    /// Named places: the first name stands at 1, the second at 2, and so on. Names too long to stand side by side are turned.
     Names(Vec<String>),
 }
 
 /// A line through points, in order of x. A point that is not finite is a gap in the line.
 ///
-/// Up to 60 points get a marker each. Beyond 800 points the series is cut into at most 400 pieces: a series with a
+/// Up to 60 points get a marker each, unless `form` says otherwise. Beyond 800 points the series is cut into at most 400 pieces: a series with a
 /// band shows the mean of each piece, for line and band alike; one without shows the first, lowest, highest and last
 /// point of each, so that no spike is lost.
 #[derive(Debug, Clone, Default)]
@@ -90,6 +92,26 @@ pub(crate) struct Series {
     pub(crate) points: Vec<(f64, f64)>,
     /// For each point, the low and the high edge of a shaded band.
     pub(crate) band: Option<Vec<(f64, f64)>>,
+    pub(crate) form: Form,
+}
+
+/// What of a series is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Form {
+    /// The line, and markers where they are few.
+    #[default]
+    Marked,
+    /// The line alone.
+    Line,
+    /// Markers alone: what lies between them means nothing.
+    Points,
+}
+
+/// What a figure becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Picture {
+    Svg,
+    Png,
 }
 
 /// Why a figure could not be drawn or stored.
@@ -133,12 +155,29 @@ impl Error for ChartError {
 pub(crate) fn write(figure: &Figure, folder: &Path, stem: &str) -> Result<Vec<PathBuf>, ChartError> {
     let page = page(figure)?;
     let mut written = Vec::new();
-    for (kind, bytes) in [("svg", render::svg(&page).into_bytes()), ("png", render::png(&page)?)] {
+    for (kind, picture) in [("svg", Picture::Svg), ("png", Picture::Png)] {
+        let bytes = bytes(&page, picture)?;
         let path = folder.join(format!("{stem}.{kind}"));
         files::replace(&path, &bytes).map_err(|source| ChartError::Write { path: path.clone(), source })?;
         written.push(path);
     }
     Ok(written)
+}
+
+/// The file of a figure.
+///
+/// # Errors
+///
+/// [`ChartError::Draw`], as [`write`] has it.
+pub(crate) fn draw(figure: &Figure, picture: Picture) -> Result<Vec<u8>, ChartError> {
+    bytes(&page(figure)?, picture)
+}
+
+fn bytes(page: &resvg::usvg::Tree, picture: Picture) -> Result<Vec<u8>, ChartError> {
+    match picture {
+        Picture::Svg => Ok(render::svg(page).into_bytes()),
+        Picture::Png => render::png(page),
+    }
 }
 
 fn page(figure: &Figure) -> Result<resvg::usvg::Tree, ChartError> {

@@ -11,7 +11,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::axis::Ruler;
 use super::render::{FAMILY, text_width};
 use super::thin::thinned;
-use super::{Axis, ChartError, Figure, Panel, Series, ShareY};
+use super::{Axis, ChartError, Figure, Form, Panel, Scale, Series, ShareY};
 
 /// Canvas units per pixel.
 const UNITS: f64 = 10.0;
@@ -75,6 +75,7 @@ struct Look {
     colour: RGBColor,
     marker: usize,
     marked: bool,
+    lined: bool,
     band: bool,
 }
 
@@ -82,6 +83,25 @@ struct Look {
 struct Fitted<'a> {
     panel: &'a Panel,
     axes: Option<(Ruler, Ruler)>,
+}
+
+impl Fitted<'_> {
+    /// How the labels below the plot are set: whether they are turned, their greatest length, and every which tick has one.
+    fn labels(&self, plot_width: f64) -> (bool, f64, usize) {
+        let Some((x, _)) = &self.axes else { return (false, 0.0, 1) };
+        let longest = x.ticks.iter().map(|tick| text_width(&tick.label, TICK, false)).fold(0.0, f64::max);
+        let scale = plot_width / (x.high - x.low);
+        let spacing = x.ticks.windows(2).map(|t| scale * (t[1].at - t[0].at)).fold(f64::INFINITY, f64::min);
+        let every = |room: f64| (1..x.ticks.len()).find(|&k| spacing * k as f64 > room).unwrap_or(x.ticks.len().max(1));
+        let upright = every(longest + 10.0);
+        let turned = upright > 1 && matches!(self.panel.x.scale, Scale::Names(_));
+        (turned, longest, if turned { every(1.1 * TICK) } else { upright })
+    }
+
+    fn tick_room(&self, plot_width: f64) -> f64 {
+        let (turned, longest, _) = self.labels(plot_width);
+        if turned { TICK_GAP + longest + 6.0 } else { TICK_ROOM }
+    }
 }
 
 /// Where things stand, the same for every row.
@@ -95,6 +115,8 @@ struct Grid {
     lefts: Vec<f64>,
     /// Room left of each column's plots.
     gutters: Vec<f64>,
+    /// Room below each row's plots for the labels of ticks.
+    tick_rooms: Vec<f64>,
 }
 
 pub(super) fn paint(figure: &Figure) -> Result<String, ChartError> {
@@ -108,7 +130,7 @@ pub(super) fn paint(figure: &Figure) -> Result<String, ChartError> {
     let header = Header::new(figure, &looks, grid.width - 2.0 * MARGIN);
     let tops = row_tops(figure, &grid, header.bottom() + 12.0);
     let last_bottom = tops[grid.rows - 1] + grid.plot_height;
-    let height = (last_bottom + TICK_ROOM + LABEL_ROOM + 0.7 * MARGIN).ceil();
+    let height = (last_bottom + grid.tick_rooms[grid.rows - 1] + LABEL_ROOM + 0.7 * MARGIN).ceil();
     if height > MAX_HEIGHT {
         return Err(ChartError::Draw(format!("{} panels do not fit on one page", figure.panels.len())));
     }
@@ -126,7 +148,7 @@ pub(super) fn paint(figure: &Figure) -> Result<String, ChartError> {
             paint_panel(&page, fitted, frame, &looks)?;
             if labels_x(figure, i) {
                 let middle = (frame.left + frame.right) / 2.0;
-                let baseline = frame.bottom + TICK_ROOM + 0.9 * BODY;
+                let baseline = frame.bottom + grid.tick_rooms[row] + 0.9 * BODY;
                 let label = axis_label(&fitted.panel.x, fitted.axes.as_ref().is_some_and(|(x, _)| x.log));
                 text(&page, &label, (middle, baseline), Type { anchor: HPos::Center, ..Type::new(BODY, SOFT) })?;
             }
@@ -189,7 +211,10 @@ impl Grid {
                 plot
             })
             .collect();
-        Grid { width, columns, rows, plot_width, plot_height, lefts, gutters }
+        let tick_room =
+            |row: &[Fitted<'_>]| row.iter().map(|fitted| fitted.tick_room(plot_width)).fold(TICK_ROOM, f64::max);
+        let tick_rooms = panels.chunks(columns).map(tick_room).collect();
+        Grid { width, columns, rows, plot_width, plot_height, lefts, gutters, tick_rooms }
     }
 }
 
@@ -249,7 +274,7 @@ fn row_tops(figure: &Figure, grid: &Grid, header: f64) -> Vec<f64> {
         tops.push(y);
         let of_row = row * grid.columns..((row + 1) * grid.columns).min(figure.panels.len());
         let labelled = of_row.into_iter().any(|i| labels_x(figure, i));
-        y += grid.plot_height + TICK_ROOM + if labelled { LABEL_ROOM } else { 0.0 } + 0.4 * GAP;
+        y += grid.plot_height + grid.tick_rooms[row] + if labelled { LABEL_ROOM } else { 0.0 } + 0.4 * GAP;
     }
     tops
 }
@@ -277,13 +302,23 @@ fn looks(panels: &[Panel]) -> Vec<Look> {
     for series in panels.iter().flat_map(|panel| &panel.series) {
         let at = looks.iter().position(|look| look.name == series.name).unwrap_or_else(|| {
             let (name, colour) = (series.name.clone(), PALETTE[looks.len() % PALETTE.len()]);
-            looks.push(Look { name, colour, marker: looks.len(), marked: false, band: false });
+            looks.push(Look { name, colour, marker: looks.len(), marked: false, lined: false, band: false });
             looks.len() - 1
         });
-        looks[at].marked |= series.points.len() <= MARKED;
+        looks[at].marked |= is_marked(series, series.points.len());
+        looks[at].lined |= series.form != Form::Points;
         looks[at].band |= series.band.is_some();
     }
     looks
+}
+
+/// Whether a series of which so many points are drawn gets markers.
+fn is_marked(series: &Series, points: usize) -> bool {
+    match series.form {
+        Form::Marked => points <= MARKED,
+        Form::Line => false,
+        Form::Points => true,
+    }
 }
 
 fn key_width(look: &Look) -> f64 {
@@ -310,7 +345,9 @@ fn paint_key(page: &Page<'_>, look: &Look, x: f64, y: f64) -> Painted {
         let corners = [(canvas(x), canvas(y - 8.0)), (canvas(x + SWATCH), canvas(y + 8.0))];
         page.draw(&Rectangle::new(corners, look.colour.mix(0.2).filled())).map_err(failed)?;
     }
-    line(page, (x, y), (x + SWATCH, y), stroke(look.colour, 2.4))?;
+    if look.lined {
+        line(page, (x, y), (x + SWATCH, y), stroke(look.colour, 2.4))?;
+    }
     if look.marked { paint_marker(page, look, (canvas(x + SWATCH / 2.0), canvas(y)), 5.0) } else { Ok(()) }
 }
 
@@ -332,14 +369,15 @@ fn paint_panel(page: &Page<'_>, fitted: &Fitted<'_>, frame: Frame, looks: &[Look
     // Straight furniture goes on half pixels, where a thin line stays sharp.
     let across = |at: f64| (f64::from(spec.translate(&(at, y.low)).0) / UNITS).floor() + 0.5;
     let up = |at: f64| (f64::from(spec.translate(&(x.low, at)).1) / UNITS).floor() + 0.5;
-    let widest = x.ticks.iter().map(|tick| text_width(&tick.label, TICK, false)).fold(0.0, f64::max);
-    let spacing = x.ticks.windows(2).map(|t| across(t[1].at) - across(t[0].at)).fold(f64::INFINITY, f64::min);
-    let every = (1..x.ticks.len()).find(|&k| spacing * k as f64 > widest + 10.0).unwrap_or(x.ticks.len().max(1));
+    let (turned, _, every) = fitted.labels(frame.right - frame.left);
     for (i, tick) in x.ticks.iter().enumerate() {
         line(page, (across(tick.at), frame.top), (across(tick.at), frame.bottom), stroke(GRID, 1.0))?;
         if i % every == 0 {
-            let at = (across(tick.at), frame.bottom + TICK_GAP + 0.8 * TICK);
-            text(page, &tick.label, at, Type { anchor: HPos::Center, ..Type::new(TICK, SOFT) })?;
+            let (at, anchor) = match turned {
+                true => ((across(tick.at) + 0.36 * TICK, frame.bottom + TICK_GAP), HPos::Right),
+                false => ((across(tick.at), frame.bottom + TICK_GAP + 0.8 * TICK), HPos::Center),
+            };
+            text(page, &tick.label, at, Type { anchor, upright: !turned, ..Type::new(TICK, SOFT) })?;
         }
     }
     for &at in &y.minor {
@@ -356,27 +394,27 @@ fn paint_panel(page: &Page<'_>, fitted: &Fitted<'_>, frame: Frame, looks: &[Look
     axes(page, frame)?;
 
     let looked = |series: &Series| looks.iter().find(|look| look.name == series.name);
-    let drawn: Vec<(&Look, Vec<Vec<Mark>>)> =
-        fitted.panel.series.iter().filter_map(|s| Some((looked(s)?, runs(&marks(s, x, y))))).collect();
-    for (look, runs) in &drawn {
+    let drawn: Vec<(&Series, &Look, Vec<Vec<Mark>>)> =
+        fitted.panel.series.iter().filter_map(|s| Some((s, looked(s)?, runs(&marks(s, x, y))))).collect();
+    for (_, look, runs) in &drawn {
         runs.iter().try_for_each(|run| paint_band(page, &spec, look, run))?;
     }
     // A line that cannot be drawn is put into words: on a logarithmic axis zero has no place.
     let mut said_at = frame.top;
-    for (series, _) in fitted.panel.series.iter().zip(&drawn).filter(|(_, (_, runs))| runs.iter().all(Vec::is_empty)) {
+    for (series, ..) in drawn.iter().filter(|(_, _, runs)| runs.iter().all(Vec::is_empty)) {
         said_at += 22.0;
         let words = format!("{}: {}", series.name, what_is_absent(series.points.iter().map(|&(_, y)| y)));
         text(page, &words, (frame.left + 12.0, said_at), Type::new(BODY, SOFT))?;
     }
-    for (look, runs) in &drawn {
+    for (series, look, runs) in &drawn {
         let points: usize = runs.iter().map(Vec::len).sum();
         for run in runs {
             let path: Vec<(i32, i32)> = run.iter().map(|mark| spec.translate(&mark.at)).collect();
             let width = if points > MARKED { 1.6 } else { 2.4 };
-            if path.len() > 1 {
+            if path.len() > 1 && series.form != Form::Points {
                 page.draw(&PathElement::new(path.clone(), stroke(look.colour, width))).map_err(failed)?;
             }
-            if points <= MARKED || path.len() == 1 {
+            if is_marked(series, points) || path.len() == 1 {
                 let radius = if points <= 25 { 4.5 } else { 3.2 };
                 path.iter().try_for_each(|&at| paint_marker(page, look, at, radius))?;
             }

@@ -2,7 +2,7 @@ use std::fs;
 
 use resvg::tiny_skia::Pixmap;
 
-use super::figures::{Epochs, LayerNorms, LayerTrace, curves, drift, gradients};
+use super::figures::{Epochs, LayerNorms, LayerTrace, Rates, curves, drift, gradients, rates};
 use super::*;
 
 /// The figure as an SVG document.
@@ -96,6 +96,19 @@ fn flowed(layers: &[&str]) -> Figure {
     )
 }
 
+/// Rates of as many shapes.
+fn rated(shapes: usize) -> Figure {
+    let name = |i: usize| format!("{0}x{0}x{0}", 512 + i);
+    let values = |height: f64| (0..shapes).map(|i| height + jitter(i as u64)).collect::<Vec<f64>>();
+    let group = Rates {
+        title: "A B, 1 thread".to_owned(),
+        shapes: (0..shapes).map(name).collect(),
+        rates: vec![("avx2".to_owned(), values(80.0)), ("matrixmultiply".to_owned(), values(70.0))],
+        peak: ("avx2 peak".to_owned(), values(100.0)),
+    };
+    rates("Matrix products, f32", "a processor", 1, vec![group])
+}
+
 fn pixels(figure: &Figure) -> Pixmap {
     Pixmap::decode_png(&render::png(&page(figure).unwrap()).unwrap()).unwrap()
 }
@@ -122,6 +135,26 @@ fn the_document_holds_outlines_and_no_text() {
         assert!(!svg.contains("<text") && !svg.contains("font-family") && !svg.contains("NaN"));
         assert!(svg.matches("<path").count() > 50);
     }
+}
+
+#[test]
+fn names_that_cannot_stand_side_by_side_are_turned_and_get_room() {
+    let height = |shapes: usize| page(&rated(shapes)).unwrap().size().height();
+    assert!(height(20) > height(3) + 50.0);
+    // Turned names that would touch are left out, and cost no more room.
+    assert_eq!(height(200), height(20));
+}
+
+#[test]
+fn points_have_no_line_and_a_line_no_points() {
+    let mut figure = rated(20);
+    let mut inked_with = |form| {
+        figure.panels[0].series.iter_mut().for_each(|series| series.form = form);
+        let picture = pixels(&figure);
+        inked(&picture, 0, picture.height())
+    };
+    let (line, points, both) = (inked_with(Form::Line), inked_with(Form::Points), inked_with(Form::Marked));
+    assert!(line < both && points < both, "{line}, {points}, {both}");
 }
 
 #[test]
@@ -203,7 +236,7 @@ fn gallery() {
     let rate = |i: usize| Series {
         name: ["evenkeel", "matrixmultiply", "one library", "another library", "a third", "a fourth", "roof"][i].into(),
         points: sizes.map(|n| (n, 110.0 * (1.0 - 1.0 / (1.0 + n / 90.0)) - 9.0 * i as f64 + jitter(i as u64))).to_vec(),
-        band: None,
+        ..Series::default()
     };
     let bench = Panel {
         title: "GEMM, one thread, f32".into(),
@@ -230,6 +263,9 @@ fn gallery() {
         ("drift", drifted(18_750, &["hidden 1", "hidden 2"])),
         ("drift-4", drifted(60_000, &["conv 1", "conv 2", "dense 1", "dense 2"])),
         ("gradients", flowed(&["linear 1", "linear 2", "linear 3"])),
+        ("rates", rated(20)),
+        ("rates-few", rated(3)),
+        ("rates-many", rated(70)),
         (
             "gradients-deep",
             flowed(&["conv 1", "conv 2", "dense 1", "dense 2", "dense 3", "dense 4", "dense 5", "output"]),

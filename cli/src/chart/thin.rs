@@ -25,7 +25,7 @@ pub(super) fn thinned(figure: &Figure) -> Figure {
 fn averaged(series: &Series, band: &[(f64, f64)], length: usize) -> Series {
     let edges = band.chunks(length).map(mean).chain(std::iter::repeat((f64::NAN, f64::NAN)));
     let (points, band) = series.points.chunks(length).map(mean).zip(edges).unzip();
-    Series { name: series.name.clone(), points, band: Some(band) }
+    Series { points, band: Some(band), name: series.name.clone(), form: series.form }
 }
 
 fn mean(pairs: &[(f64, f64)]) -> (f64, f64) {
