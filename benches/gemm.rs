@@ -8,7 +8,7 @@ mod common;
 
 use common::{criterion, isas, noise};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use evenkeel::kernels::gemm::{gemm, scratch_len};
+use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::simd::{Element, with_isa};
 use evenkeel::tensor::Tensor;
@@ -90,7 +90,15 @@ fn products<T: Rival>(criterion: &mut Criterion, [batch, inputs, outputs]: [usiz
             group.bench_function(BenchmarkId::new(&name, isa), |bencher| {
                 with_isa(isa, || {
                     bencher.iter(|| {
-                        gemm(T::ONE, a, b, T::ZERO, MatMut::new(c.data_mut(), m, n), scratch.data_mut());
+                        gemm(
+                            T::ONE,
+                            a,
+                            b,
+                            T::ZERO,
+                            MatMut::new(c.data_mut(), m, n),
+                            Epilogue::None,
+                            scratch.data_mut(),
+                        );
                     });
                 });
             });

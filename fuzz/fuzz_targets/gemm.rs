@@ -7,7 +7,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use evenkeel::kernels::gemm::{gemm, scratch_len};
+use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::reference;
 use evenkeel::simd::{Element, Isa, with_isa};
@@ -129,7 +129,7 @@ fn check<T: Element>(case: &Case) {
             let mut data = c.data.clone();
             let mut scratch = vec![nan(); scratch_len::<T>(m, k, n)];
             let (alpha, beta) = (T::from_f64(alpha), T::from_f64(beta));
-            with_isa(isa, || gemm(alpha, a.view(), b.view(), beta, c.view_of(&mut data), &mut scratch));
+            with_isa(isa, || gemm(alpha, a.view(), b.view(), beta, c.view_of(&mut data), Epilogue::None, &mut scratch));
             data
         };
         let data = run();

@@ -9,8 +9,7 @@
 
 use super::{Layer, Parameter, ParameterMut, check_backward, check_output};
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{self, gemm};
-use crate::kernels::reduce;
+use crate::kernels::gemm::{self, Epilogue, gemm};
 use crate::matrix::{MatMut, MatRef};
 use crate::rng::{Init, Rng};
 use crate::simd::Element;
@@ -131,22 +130,15 @@ impl<T: Element> Layer<T> for Linear<T> {
     fn scratch_len(&self, input: Shape) -> usize {
         let (n, i, o) = (self.rows(input), self.in_features, self.out_features);
         let products = [(n, i, o), (n, o, i), (i, n, o)].map(|(m, k, n)| gemm::scratch_len::<T>(m, k, n));
-        products.into_iter().fold(reduce::scratch_len(n, o), usize::max)
+        products.into_iter().fold(0, usize::max)
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
         check_output(self, x.shape(), y.shape(), scratch)?;
         let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
-        let beta = if let Some((bias, _)) = &self.bias {
-            for row in y.data().chunks_exact_mut(o) {
-                row.copy_from_slice(bias.data());
-            }
-            T::ONE
-        } else {
-            T::ZERO
-        };
         let (x, weight) = (MatRef::new(x.data(), n, i), MatRef::new(self.weight.data(), i, o));
-        gemm(T::ONE, x, weight, beta, MatMut::new(y.data(), n, o), scratch);
+        let epilogue = self.bias.as_ref().map_or(Epilogue::None, |(bias, _)| Epilogue::Bias(bias.data()));
+        gemm(T::ONE, x, weight, T::ZERO, MatMut::new(y.data(), n, o), epilogue, scratch);
         Ok(())
     }
 
@@ -164,14 +156,13 @@ impl<T: Element> Layer<T> for Linear<T> {
     ) -> Result<()> {
         check_backward(self, x.shape(), dy.shape(), dx.as_ref(), saved, scratch)?;
         let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
-        if let Some((_, dbias)) = &mut self.bias {
-            reduce::column_sums(dy.data(), dbias.data_mut(), scratch);
-        }
         let (x, dy) = (MatRef::new(x.data(), n, i), MatRef::new(dy.data(), n, o));
-        gemm(T::ONE, x.transpose(), dy, T::ONE, MatMut::new(self.dweight.data_mut(), i, o), scratch);
+        let dweight = MatMut::new(self.dweight.data_mut(), i, o);
+        let epilogue = self.bias.as_mut().map_or(Epilogue::None, |(_, dbias)| Epilogue::ColumnSums(dbias.data_mut()));
+        gemm(T::ONE, x.transpose(), dy, T::ONE, dweight, epilogue, scratch);
         if let Some(mut dx) = dx {
             let weight = MatRef::new(self.weight.data(), i, o);
-            gemm(T::ONE, dy, weight.transpose(), T::ZERO, MatMut::new(dx.data(), n, i), scratch);
+            gemm(T::ONE, dy, weight.transpose(), T::ZERO, MatMut::new(dx.data(), n, i), Epilogue::None, scratch);
         }
         Ok(())
     }

@@ -65,6 +65,9 @@ pub trait Element:
     #[doc(hidden)]
     const LOWEST_EXPONENT: f64;
 
+    /// Calls the function's version for this type.
+    #[doc(hidden)]
+    fn call<F: PerElement>(args: F::Args<'_, Self>);
     /// The nearest number of this type.
     fn from_f64(x: f64) -> Self;
     /// The same number as an f64, exactly.
@@ -88,6 +91,19 @@ pub trait Element:
     }
 }
 
+/// A function that is written out for each type: it is compiled in the crate that writes it, where a generic one would be compiled
+/// again in every crate that uses it.
+///
+/// Public, so that [`Element`] can name it, in a room that is not.
+pub trait PerElement {
+    /// What it is called with.
+    type Args<'a, T: Element>;
+    /// Its version for f32.
+    fn with_f32(args: Self::Args<'_, f32>);
+    /// Its version for f64.
+    fn with_f64(args: Self::Args<'_, f64>);
+}
+
 impl Element for f32 {
     #[cfg(target_arch = "x86_64")]
     type Avx512 = super::avx512::F32x16;
@@ -107,6 +123,10 @@ impl Element for f32 {
     const EXP_DEGREE: usize = 7;
     const LOWEST_EXPONENT: f64 = -126.0;
 
+    #[inline(always)]
+    fn call<F: PerElement>(args: F::Args<'_, f32>) {
+        F::with_f32(args);
+    }
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "rounding to the nearest is what is asked for")]
     fn from_f64(x: f64) -> f32 {
@@ -144,6 +164,10 @@ impl Element for f64 {
     const EXP_DEGREE: usize = 13;
     const LOWEST_EXPONENT: f64 = -1022.0;
 
+    #[inline(always)]
+    fn call<F: PerElement>(args: F::Args<'_, f64>) {
+        F::with_f64(args);
+    }
     #[inline(always)]
     fn from_f64(x: f64) -> f64 {
         x

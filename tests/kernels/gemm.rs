@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use evenkeel::Rng;
-use evenkeel::kernels::gemm::{gemm, scratch_len};
+use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::reference;
 use evenkeel::simd::Element;
@@ -146,7 +146,7 @@ impl Case {
         // Scratch holds NaN, so that what is read before it is written shows.
         let mut scratch = Guarded::new(&vec![T::from_f64(f64::NAN); scratch_len::<T>(m, k, n)], 0);
         let (alpha, beta) = (T::from_f64(self.alpha), T::from_f64(self.beta));
-        gemm(alpha, a.view(), b.view(), beta, c.view_mut(), scratch.get_mut());
+        gemm(alpha, a.view(), b.view(), beta, c.view_mut(), Epilogue::None, scratch.get_mut());
         scratch.check("gemm scratch");
         assert_same_bits("A after and before", &bits(&a.buffer), &a_before);
         assert_same_bits("B after and before", &bits(&b.buffer), &b_before);
@@ -375,7 +375,7 @@ fn repeated_rows_are_legal_inputs<T: Element>() {
         let product = |b| {
             let mut c = vec![T::ZERO; m * n];
             let mut scratch = vec![T::ZERO; scratch_len::<T>(m, k, n)];
-            gemm(T::ONE, MatRef::new(&a, m, k), b, T::ZERO, MatMut::new(&mut c, m, n), &mut scratch);
+            gemm(T::ONE, MatRef::new(&a, m, k), b, T::ZERO, MatMut::new(&mut c, m, n), Epilogue::None, &mut scratch);
             bits(&c)
         };
         assert_same_bits("a repeated row and its copies", &product(repeated), &product(MatRef::new(&copies, k, n)));

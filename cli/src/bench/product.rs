@@ -2,7 +2,7 @@
 
 use super::rival::Rival;
 use crate::failure::Failure;
-use evenkeel::kernels::gemm::{gemm, scratch_len};
+use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::tensor::Tensor;
 use evenkeel::{Error, Rng, machine};
@@ -158,7 +158,7 @@ impl<T: Rival> Operands<T> {
     /// `C <- A B` with ours.
     pub(crate) fn multiply(&mut self) {
         let (a, b, c, scratch) = self.views();
-        gemm(T::ONE, a, b, T::ZERO, c, scratch);
+        gemm(T::ONE, a, b, T::ZERO, c, Epilogue::None, scratch);
     }
 
     /// `C <- A B` with matrixmultiply.

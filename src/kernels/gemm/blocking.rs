@@ -46,39 +46,59 @@ pub(super) fn reads_a_in_place(contiguous: bool, kc: usize, n: usize) -> bool {
 /// Most rows of a register tile of `nv` vectors.
 ///
 /// With 16 registers, 6 rows of 2 vectors are 12 accumulators, and leave room for 2 vectors of B and a broadcast of A; one more
-/// vector would spill.
+/// vector would spill. Lanes that are there for other reasons than speed get few sizes, for the sake of the library's.
 pub(super) const fn mr<V: Lanes>(nv: usize) -> usize {
-    match (V::REGISTERS >= 32, nv) {
-        (_, 1) => 12,
-        (true, 2) => 12,
-        (true, 3) => 6,
-        (true, _) => 3,
-        (false, 2) => 6,
-        (false, _) => 3,
+    match nv {
+        _ if V::WIDTH * size_of::<V::Elem>() < 32 => 4,
+        1 => 12,
+        2 if V::REGISTERS >= 32 => 12,
+        2 => 6,
+        _ => FEW,
     }
 }
 
-/// `len` in `count` parts whose sizes differ by one at most, the larger first.
-#[derive(Clone, Copy)]
-pub(super) struct Even {
-    pub(super) count: usize,
-    size: usize,
-    larger: usize,
+/// So many rows are multiplied by panels of up to 4 vectors, because tiles of 2 would wait for their own sums.
+pub(super) const FEW: usize = 3;
+
+/// Vectors in a panel of B that is read in place, for products of `m` rows.
+#[inline(always)]
+pub(super) fn nv<V: Lanes>(m: usize) -> usize {
+    if m <= FEW && mr::<V>(4) == FEW { 4 } else { NV }
 }
 
-impl Even {
-    /// As few parts as needed, of at most `most`.
-    #[inline(always)]
-    pub(super) fn new(len: usize, most: usize) -> Self {
-        let count = len.div_ceil(most);
-        let size = if count <= 1 { len } else { len / count };
-        Even { count, size, larger: len - size * count }
-    }
+/// Vectors in a panel of B, but for products of few rows.
+pub(super) const NV: usize = 2;
 
-    /// Start and length of part `i`.
-    #[inline(always)]
-    pub(super) fn part(self, i: usize) -> (usize, usize) {
-        (i * self.size + i.min(self.larger), self.size + usize::from(i < self.larger))
+/// Rows of the next tile of `nv` vectors where `rest` are left: so that none is low, as far as there are tiles of that height.
+///
+/// A multiply-add takes four cycles and two begin in each, so a tile of fewer than eight vectors waits for itself.
+#[inline(always)]
+pub(super) fn height<V: Lanes>(nv: usize, rest: usize) -> usize {
+    let most = mr::<V>(nv);
+    match (most, rest) {
+        // One vector to a row: there are tiles of 12, 8 and 4 to 1 rows.
+        (12, _) if nv == 1 => match rest {
+            0..=3 => rest,
+            4..8 => 4,
+            8..12 => 8,
+            _ => 12,
+        },
+        // There are tiles of 12, 8 and 6 to 1 rows.
+        (12, 7) => 4,
+        (12, 9) => 5,
+        (12, 10 | 11) => 6,
+        (12, 13 | 14) => 8,
+        (6, 7 | 8) => 4,
+        (6, 9 | 10 | 13) => 5,
+        (4, 3) if nv == 1 => 2,
+        (4, 5) => {
+            if nv == 1 {
+                4
+            } else {
+                3
+            }
+        }
+        _ => rest.min(most),
     }
 }
 
@@ -91,13 +111,13 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// The panels of `nc` columns for products of `m` rows.
+    /// The panels of `nc` columns, `nv` vectors wide.
     #[inline(always)]
-    pub(super) fn new<V: Lanes>(m: usize, nc: usize) -> Self {
-        let nv = if m <= 3 { 4 } else { 2 };
+    pub(super) fn new<V: Lanes>(nc: usize, nv: usize) -> Self {
         let vectors = nc.div_ceil(V::WIDTH);
-        let count = vectors.div_ceil(nv);
-        Panels { count, width: nv * V::WIDTH, nc }
+        // The last three vectors in one panel: a tile of one would wait for its own sums.
+        let odd = usize::from(nv == 2 && vectors > 1 && vectors % 2 == 1 && mr::<V>(3) == FEW);
+        Panels { count: vectors.div_ceil(nv) - odd, width: nv * V::WIDTH, nc }
     }
 
     /// First column and number of columns of panel `j`.

@@ -1,13 +1,44 @@
 //! The register tile: the only loop that multiplies, and what happens to its sums before they are stored.
 
-use super::blocking;
+use super::blocking::{self, FEW};
 use crate::simd::{Columns, Element, Lanes, Pairs, Row, Rows, RowsMut};
 
-/// What becomes of a tile of sums: `C <- alpha tile + beta C`.
+/// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
 #[derive(Clone, Copy)]
-pub(super) struct Finish<T> {
+pub(super) struct Finish<'a, T> {
     pub(super) alpha: T,
     pub(super) beta: T,
+    pub(super) bias: Bias<'a, T>,
+    pub(super) relu: bool,
+}
+
+/// What is added to the elements of C.
+#[derive(Clone, Copy)]
+pub(super) enum Bias<'a, T> {
+    None,
+    /// One number for each column, from the tile's first column on.
+    OfColumns(&'a [T]),
+    /// One number for each row, from the tile's first row on.
+    OfRows(&'a [T]),
+}
+
+impl<'a, T: Element> Finish<'a, T> {
+    /// `C <- tile`.
+    #[inline(always)]
+    pub(super) fn store() -> Self {
+        Finish { alpha: T::ONE, beta: T::ZERO, bias: Bias::None, relu: false }
+    }
+
+    /// For the tile whose first element is (i0, j0).
+    #[inline(always)]
+    pub(super) fn at(self, i0: usize, j0: usize) -> Self {
+        let bias = match self.bias {
+            Bias::None => Bias::None,
+            Bias::OfColumns(bias) => Bias::OfColumns(&bias[j0..]),
+            Bias::OfRows(bias) => Bias::OfRows(&bias[i0..]),
+        };
+        Finish { bias, ..self }
+    }
 }
 
 /// Multiplies `mr` rows of A by a panel of B and writes the `mr x cols` result.
@@ -16,7 +47,7 @@ pub(super) fn multiply<V: Lanes, A: Columns<V::Elem>>(
     a: A,
     b: Rows<'_, V::Elem>,
     (mr, cols): (usize, usize),
-    finish: Finish<V::Elem>,
+    finish: Finish<'_, V::Elem>,
     c: (&mut [V::Elem], usize),
 ) {
     // One arm for each size of a tile; those that this instruction set has no registers for are not compiled.
@@ -29,10 +60,12 @@ pub(super) fn multiply<V: Lanes, A: Columns<V::Elem>>(
         };
     }
     match cols.div_ceil(V::WIDTH) {
-        1 => tiles!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
-        2 => tiles!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
-        3 => tiles!(3: 1 2 3),
-        _ => tiles!(4: 1 2 3),
+        1 if blocking::mr::<V>(1) == 4 => tiles!(1: 1 2 3 4),
+        1 => tiles!(1: 1 2 3 4 8 12),
+        2 => tiles!(2: 1 2 3 4 5 6 8 12),
+        3 if blocking::mr::<V>(3) == FEW => tiles!(3: 1 2 3),
+        4 if blocking::mr::<V>(4) == FEW => tiles!(4: 1 2 3),
+        _ => unreachable!("no more columns than a tile has"),
     }
 }
 
@@ -46,7 +79,7 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     a: A,
     b: Rows<'_, V::Elem>,
     cols: usize,
-    finish: Finish<V::Elem>,
+    finish: Finish<'_, V::Elem>,
     (c, stride): (&mut [V::Elem], usize),
 ) {
     if NV == 1 {
@@ -60,9 +93,11 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     }
     let mut acc = [[V::zero(); NV]; MR];
     let mut pairs = Pairs::new(a, b);
-    while pairs.left() >= UNROLL {
-        for _ in 0..UNROLL {
-            step(&mut acc, pairs.take(), cols);
+    if NV == 2 && MR >= 4 {
+        while pairs.left() >= UNROLL {
+            for _ in 0..UNROLL {
+                step(&mut acc, pairs.take(), cols);
+            }
         }
     }
     while pairs.left() > 0 {
@@ -83,6 +118,33 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
                 let part = c.slice(i, offset::<V, NV>(v, cols), len::<V, NV>(cols));
                 let old = if NV == 1 { V::load_partial(part) } else { V::load(part) };
                 acc[i][v] = beta.mul_add(old, acc[i][v]);
+            }
+        }
+    }
+    match finish.bias {
+        Bias::None => {}
+        Bias::OfColumns(bias) => {
+            let bias = &bias[..cols];
+            for v in 0..NV {
+                let part = V::load_up_to(&bias[offset::<V, NV>(v, cols)..]);
+                for i in 0..MR {
+                    acc[i][v] = acc[i][v] + part;
+                }
+            }
+        }
+        Bias::OfRows(bias) => {
+            let bias = &bias[..MR];
+            for i in 0..MR {
+                for v in 0..NV {
+                    acc[i][v] = acc[i][v] + V::splat(bias[i]);
+                }
+            }
+        }
+    }
+    if finish.relu {
+        for i in 0..MR {
+            for v in 0..NV {
+                acc[i][v] = acc[i][v].gated(acc[i][v]);
             }
         }
     }
@@ -147,12 +209,12 @@ impl<T: Element> Buffer<T> {
         (&mut self.0, cols)
     }
 
-    /// `C <- alpha tile + beta C`, element by element, to `data[i * rs + j * cs]`.
+    /// Finishes the tile and writes it to `data[i * rs + j * cs]`, element by element.
     #[inline(always)]
     pub(super) fn scatter<V: Lanes<Elem = T>>(
         &self,
         (rows, cols): (usize, usize),
-        finish: Finish<T>,
+        finish: Finish<'_, T>,
         data: &mut [T],
         (rs, cs): (usize, usize),
     ) {
@@ -164,6 +226,14 @@ impl<T: Element> Buffer<T> {
                 let mut new = V::splat(self.0[i * cols + j]) * alpha;
                 if finish.beta != T::ZERO {
                     new = beta.mul_add(V::splat(*element), new);
+                }
+                match finish.bias {
+                    Bias::None => {}
+                    Bias::OfColumns(bias) => new = new + V::splat(bias[j]),
+                    Bias::OfRows(bias) => new = new + V::splat(bias[i]),
+                }
+                if finish.relu {
+                    new = new.gated(new);
                 }
                 let mut lanes = [T::ZERO; 16];
                 new.store(&mut lanes);

@@ -32,12 +32,15 @@
 mod blocking;
 mod micro;
 mod pack;
+mod prepacked;
 
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
-use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, Rows};
-use blocking::{Even, KC, MC, NC, Panels};
-use micro::{Buffer, Finish};
+use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, PerElement, Rows};
+use blocking::{FEW, KC, MC, NC, NV, Panels};
+use micro::{Bias, Buffer, Finish};
+use prepacked::AllPanels;
+pub use prepacked::{PackedB, gemm_packed};
 
 /// Elements of the widest vector: by so much less may packed panels fill their scratch than their vectors store.
 const WIDEST: usize = 16;
@@ -49,6 +52,20 @@ pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
     let tasks = widest.min(MC).div_ceil(blocking::rows_per_task(widest.min(MC)));
     let kc = blocking::kc(k);
     kc * (widest.min(NC) + WIDEST) + kc * widest.min(MC) + tasks * WIDEST
+}
+
+/// What a product does besides, while its results are at hand.
+#[derive(Debug)]
+pub enum Epilogue<'a, T> {
+    /// Nothing.
+    None,
+    /// Adds one number to each column of C, `[n]`, after all else: a layer's bias.
+    Bias(&'a [T]),
+    /// Adds one number to each column of C, `[n]`, then replaces what is not above zero by +0 and keeps NaN: bias and ReLU.
+    BiasRelu(&'a [T]),
+    /// Adds `alpha` times the sums of B's columns to these numbers, `[n]`, as if A had one more row, of ones: with `A B = X^T dY`,
+    /// the gradient of the bias.
+    ColumnSums(&'a mut [T]),
 }
 
 /// `C <- alpha A B + beta C`.
@@ -65,42 +82,98 @@ pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
 ///
 /// # Examples
 /// ```
-/// use evenkeel::kernels::gemm::{gemm, scratch_len};
+/// use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
 /// use evenkeel::matrix::{MatMut, MatRef};
 /// let (a, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 2.0, 1.0]);
+/// let (a, b) = (MatRef::new(&a, 2, 2), MatRef::new(&b, 2, 2));
 /// let mut c = [0.0f32; 4];
 /// let mut scratch = vec![0.0; scratch_len::<f32>(2, 2, 2)];
-/// gemm(1.0, MatRef::new(&a, 2, 2), MatRef::new(&b, 2, 2), 0.0, MatMut::new(&mut c, 2, 2), &mut scratch);
+/// gemm(1.0, a, b, 0.0, MatMut::new(&mut c, 2, 2), Epilogue::None, &mut scratch);
 /// assert_eq!(c, [5.0, 2.0, 11.0, 4.0]);
+/// gemm(1.0, a, b, 0.0, MatMut::new(&mut c, 2, 2), Epilogue::BiasRelu(&[-6.0, 1.0]), &mut scratch);
+/// assert_eq!(c, [0.0, 3.0, 5.0, 5.0]);
 /// ```
-pub fn gemm<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, c: MatMut<'_, T>, scratch: &mut [T]) {
+pub fn gemm<T: Element>(
+    alpha: T,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    beta: T,
+    c: MatMut<'_, T>,
+    epilogue: Epilogue<'_, T>,
+    scratch: &mut [T],
+) {
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
-    assert_eq!(b.rows(), k, "gemm: A is {m}x{k}, B is {}x{n}", b.rows());
-    assert_eq!((c.rows(), c.cols()), (m, n), "gemm: A B is {m}x{n}, C is {}x{}", c.rows(), c.cols());
-    let needed = scratch_len::<T>(m, k, n);
-    assert!(scratch.len() >= needed, "gemm: {} elements of scratch, {needed} needed", scratch.len());
+    check(a, (b.rows(), n), &c, &epilogue, scratch);
+    let isa = Isa::current();
+    let (bias, relu) = match epilogue {
+        Epilogue::None => (Bias::None, false),
+        Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
+        Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
+        Epilogue::ColumnSums(sums) => {
+            if m > 0 && n > 0 && k > 0 && alpha != T::ZERO {
+                let one = [T::ONE];
+                let ones = MatRef::with_strides(&one, 1, k, 1, 0).unwrap_or(a);
+                let finish = Finish { beta: T::ONE, alpha, bias: Bias::None, relu: false };
+                product(isa, ones, B::InPlace(b), MatMut::new(sums, 1, n), finish, scratch);
+            }
+            (Bias::None, false)
+        }
+    };
+    let finish = Finish { alpha, beta, bias, relu };
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 || alpha == T::ZERO {
-        return scale(beta, c);
+        return isa.run(Scale { finish, c });
     }
     // Tiles are written along rows; a C whose columns are contiguous is the transpose of one whose rows are.
     if c.col_stride() != 1 && (c.row_stride() == 1 || !c.rows_are_apart()) {
-        product(alpha, b.transpose(), a.transpose(), beta, c.transpose(), scratch);
+        let bias = if let Bias::OfColumns(bias) = bias { Bias::OfRows(bias) } else { Bias::None };
+        product(isa, b.transpose(), B::InPlace(a.transpose()), c.transpose(), Finish { bias, ..finish }, scratch);
     } else {
-        product(alpha, a, b, beta, c, scratch);
+        product(isa, a, B::InPlace(b), c, finish, scratch);
     }
 }
 
-/// `C <- beta C`.
-fn scale<T: Element>(beta: T, mut c: MatMut<'_, T>) {
-    let (rows, cols, rs, cs) = (c.rows(), c.cols(), c.row_stride(), c.col_stride());
-    let data = c.data_mut();
-    for i in 0..rows {
-        for j in 0..cols {
-            let element = &mut data[i * rs + j * cs];
-            *element = if beta == T::ZERO { T::ZERO } else { beta * *element };
+fn check<T: Element>(
+    a: MatRef<'_, T>,
+    (b_rows, n): (usize, usize),
+    c: &MatMut<'_, T>,
+    epilogue: &Epilogue<'_, T>,
+    scratch: &[T],
+) {
+    let (m, k) = (a.rows(), a.cols());
+    assert_eq!(b_rows, k, "gemm: A is {m}x{k}, B is {b_rows}x{n}");
+    assert_eq!((c.rows(), c.cols()), (m, n), "gemm: A B is {m}x{n}, C is {}x{}", c.rows(), c.cols());
+    let columns = match epilogue {
+        Epilogue::None => n,
+        Epilogue::Bias(x) | Epilogue::BiasRelu(x) => x.len(),
+        Epilogue::ColumnSums(x) => x.len(),
+    };
+    assert_eq!(columns, n, "gemm: the epilogue has {columns} numbers for {n} columns");
+    let needed = scratch_len::<T>(m, k, n);
+    assert!(scratch.len() >= needed, "gemm: {} elements of scratch, {needed} needed", scratch.len());
+}
+
+/// What is left of a product without products: `C <- beta C`, and the epilogue.
+struct Scale<'a, T> {
+    finish: Finish<'a, T>,
+    c: MatMut<'a, T>,
+}
+
+impl<T: Element> Kernel<T> for Scale<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(mut self) {
+        let (rs, cs) = (self.c.row_stride(), self.c.col_stride());
+        let finish = Finish { alpha: T::ONE, ..self.finish };
+        let zero = Buffer::new();
+        let (rows, cols) = (self.c.rows(), self.c.cols());
+        for i in 0..rows {
+            for j in 0..cols {
+                zero.scatter::<V>((1, 1), finish.at(i, j), &mut self.c.data_mut()[i * rs + j * cs..], (0, 0));
+            }
         }
     }
 }
@@ -119,16 +192,36 @@ impl<T: Send> Split for Tasks<'_, T> {
     }
 }
 
-fn product<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, mut c: MatMut<'_, T>, scratch: &mut [T]) {
-    let (m, k, n) = (a.rows(), a.cols(), b.cols());
-    let isa = Isa::current();
-    let b_in_place = b.col_stride() == 1 && blocking::reads_b_in_place(m, k.min(KC), b.row_stride());
+/// Where B is read.
+#[derive(Clone, Copy)]
+enum B<'a, T> {
+    /// Where it lies.
+    InPlace(MatRef<'a, T>),
+    /// From the panels of one pass.
+    Panels(&'a [T]),
+    /// From panels made beforehand.
+    Packed(AllPanels<'a, T>),
+}
+
+fn product<T: Element>(
+    isa: Isa,
+    a: MatRef<'_, T>,
+    b: B<'_, T>,
+    mut c: MatMut<'_, T>,
+    finish: Finish<'_, T>,
+    scratch: &mut [T],
+) {
+    let (m, k, n) = (a.rows(), a.cols(), c.cols());
+    let packs_b = match b {
+        B::InPlace(b) => b.col_stride() != 1 || !blocking::reads_b_in_place(m, k.min(KC), b.row_stride()),
+        _ => false,
+    };
     let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
     let a_in_place = a_contiguous && blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n);
     let cost = Cost { flops: 2 * m * n * k, bytes: 0 };
-    if a_in_place && b_in_place && k <= KC && n <= NC && !parallel::forks(cost) {
-        let block = Block { m, pc: 0, kc: k, jc: 0, nc: n };
-        return isa.run(Product { alpha, a, packed_a: None, b: B::InPlace(b), beta, c, block });
+    if a_in_place && !packs_b && k <= KC && n <= NC && !parallel::forks(cost) {
+        let block = Block { pc: 0, kc: k, jc: 0, nc: n };
+        return T::call::<Multiply>((isa, Product { a, packed_a: None, b, c, i0: 0, finish, block }));
     }
     let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
     let (b_scratch, a_scratch) = scratch.split_at_mut(kc_most * (nc_most + WIDEST));
@@ -136,12 +229,21 @@ fn product<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, mu
         let nc = nc_most.min(n - jc);
         for pc in (0..k).step_by(kc_most) {
             let kc = kc_most.min(k - pc);
-            let block = Block { m, pc, kc, jc, nc };
-            if !b_in_place {
-                isa.run(PackB { b, block, scratch: &mut *b_scratch });
-            }
-            let b = if b_in_place { B::InPlace(b) } else { B::Packed(b_scratch) };
-            let beta = if pc == 0 { beta } else { T::ONE };
+            let block = Block { pc, kc, jc, nc };
+            let b = match b {
+                B::InPlace(b) if packs_b => {
+                    isa.run(PackB { b, block, panels: &mut *b_scratch });
+                    B::Panels(b_scratch)
+                }
+                b => b,
+            };
+            let (is_first, is_last) = (pc == 0, pc + kc == k);
+            let finish = Finish {
+                beta: if is_first { finish.beta } else { T::ONE },
+                bias: if is_last { finish.bias } else { Bias::None },
+                relu: is_last && finish.relu,
+                ..finish
+            };
             for ic in (0..m).step_by(MC) {
                 let mc = MC.min(m - ic);
                 let rows = blocking::rows_per_task(mc);
@@ -153,10 +255,10 @@ fn product<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, mu
                     cost,
                     (Tasks { c, rows }, packed_a),
                     |index, (task, packed_a)| {
-                        let first = ic + index * rows;
-                        let a = a.row_range(first, first + task.c.rows());
+                        let i0 = ic + index * rows;
+                        let a = a.row_range(i0, i0 + task.c.rows());
                         let packed_a = if a_in_place { None } else { Some(packed_a.data) };
-                        isa.run(Product { alpha, a, packed_a, b, beta, c: task.c, block });
+                        T::call::<Multiply>((isa, Product { a, packed_a, b, c: task.c, i0, finish, block }));
                     },
                 );
             }
@@ -164,21 +266,20 @@ fn product<T: Element>(alpha: T, a: MatRef<'_, T>, b: MatRef<'_, T>, beta: T, mu
     }
 }
 
-/// The part of k and n that one pass covers, of `m` rows.
+/// The part of k and n that one pass covers.
 #[derive(Clone, Copy)]
 struct Block {
-    m: usize,
     pc: usize,
     kc: usize,
     jc: usize,
     nc: usize,
 }
 
-/// Packs the panels of B.
+/// Packs the panels of B of one pass.
 struct PackB<'a, T> {
     b: MatRef<'a, T>,
     block: Block,
-    scratch: &'a mut [T],
+    panels: &'a mut [T],
 }
 
 impl<T: Element> Kernel<T> for PackB<'_, T> {
@@ -186,30 +287,40 @@ impl<T: Element> Kernel<T> for PackB<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Block { m, pc, kc, jc, nc } = self.block;
-        let panels = Panels::new::<V>(m, nc);
+        let Block { pc, kc, jc, nc } = self.block;
+        let panels = Panels::new::<V>(nc, NV);
         for j in 0..panels.count {
             let (j0, cols) = panels.part(j);
-            pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.scratch[j0 * kc..]);
+            pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.panels[j0 * kc..]);
         }
     }
 }
 
-/// Where B is read.
-#[derive(Clone, Copy)]
-enum B<'a, T> {
-    InPlace(MatRef<'a, T>),
-    Packed(&'a [T]),
+/// Runs a product: compiled here, once for each type, and not again in every crate that multiplies.
+struct Multiply;
+
+impl PerElement for Multiply {
+    type Args<'a, T: Element> = (Isa, Product<'a, T>);
+
+    #[inline(never)]
+    fn with_f32((isa, product): (Isa, Product<'_, f32>)) {
+        isa.run(product);
+    }
+
+    #[inline(never)]
+    fn with_f64((isa, product): (Isa, Product<'_, f64>)) {
+        isa.run(product);
+    }
 }
 
-/// The rows of C that belong to one task.
+/// The rows of C that belong to one task, from row `i0` on.
 struct Product<'a, T> {
-    alpha: T,
     a: MatRef<'a, T>,
     packed_a: Option<&'a mut [T]>,
     b: B<'a, T>,
-    beta: T,
     c: MatMut<'a, T>,
+    i0: usize,
+    finish: Finish<'a, T>,
     block: Block,
 }
 
@@ -218,58 +329,69 @@ impl<T: Element> Kernel<T> for Product<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Block { m, pc, kc, jc, nc } = self.block;
-        let panels = Panels::new::<V>(m, nc);
-        let nv = if m <= 3 {
-            4
-        } else if nc <= V::WIDTH {
-            1
-        } else {
-            2
-        };
-        let strips = Even::new(self.a.rows(), blocking::mr::<V>(nv));
+        let Block { pc, kc, jc, nc } = self.block;
+        let (a, b, mut c, finish) = (self.a, self.b, self.c, self.finish);
+        let m = a.rows();
+        let nv = if matches!(b, B::InPlace(_)) { blocking::nv::<V>(m) } else { NV };
+        let panels = Panels::new::<V>(nc, nv);
+        let nv = if nc <= V::WIDTH { 1 } else { nv };
         let packed_a = self.packed_a.map(|packed| {
-            for i in 0..strips.count {
-                let (i0, mr) = strips.part(i);
-                pack::pack_a::<V>(self.a, (i0, mr), (pc, kc), &mut packed[i0 * kc..]);
+            let mut i0 = 0;
+            while i0 < m {
+                let mr = blocking::height::<V>(nv, m - i0);
+                pack::pack_a::<V>(a, (i0, mr), (pc, kc), &mut packed[i0 * kc..]);
+                i0 += mr;
             }
             &*packed
         });
-        let finish = Finish { alpha: self.alpha, beta: self.beta };
-        let (a, b, mut c) = (self.a, self.b, self.c);
         let (rs, cs) = (c.row_stride(), c.col_stride());
         let mut buffer = if cs == 1 { None } else { Some(Buffer::new()) };
         // What is in the inner loop is read again for each step of the outer.
         let strips_outside = kc * nc <= 4096;
-        let (outer, inner) = if strips_outside { (strips.count, panels.count) } else { (panels.count, strips.count) };
-        for o in 0..outer {
-            for i in 0..inner {
-                let (i, j) = if strips_outside { (o, i) } else { (i, o) };
-                let ((i0, mr), (j0, cols)) = (strips.part(i), panels.part(j));
-                let b = match b {
-                    B::Packed(panels) => {
-                        let width = cols.max(V::WIDTH);
-                        Rows::new(&panels[j0 * kc..], kc, width, width)
-                    }
-                    B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
+        // Rows `i0..i0 + mr` are a strip, of which `done` are multiplied.
+        let (mut i0, mut done, mut j) = (0, 0, 0);
+        while i0 < m && j < panels.count {
+            let (mr, (j0, cols)) = (blocking::height::<V>(nv, m - i0), panels.part(j));
+            let (i, rows) = (i0 + done, if cols > 2 * V::WIDTH { FEW.min(mr - done) } else { mr });
+            let width = cols.max(V::WIDTH);
+            let b = match b {
+                B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
+                B::Panels(panels) => Rows::new(&panels[j0 * kc..], kc, width, width),
+                B::Packed(packed) => Rows::new(&packed.block::<V>(jc, pc)[j0 * kc..], kc, width, width),
+            };
+            let finish = finish.at(self.i0 + i, jc + j0);
+            let (size, out) = ((rows, cols), &mut c.data_mut()[i * rs + (jc + j0) * cs..]);
+            let (finish_tile, target) = match &mut buffer {
+                None => (finish, (&mut *out, rs)),
+                Some(buffer) => (Finish::store(), buffer.rows(cols)),
+            };
+            if packed_a.is_some() || a.row_stride() == 1 {
+                let columns = match packed_a {
+                    Some(packed) => ByColumn::new(&packed[i0 * kc + done..], rows, kc, mr),
+                    None => ByColumn::new(&a.data()[i + pc * a.col_stride()..], rows, kc, a.col_stride()),
                 };
-                let (size, out) = ((mr, cols), &mut c.data_mut()[i0 * rs + (jc + j0) * cs..]);
-                let (finish_tile, target) = match &mut buffer {
-                    None => (finish, (&mut *out, rs)),
-                    Some(buffer) => (Finish { alpha: T::ONE, beta: T::ZERO }, buffer.rows(cols)),
-                };
-                if packed_a.is_some() || a.row_stride() == 1 {
-                    let columns = match packed_a {
-                        Some(packed) => ByColumn::new(&packed[i0 * kc..], mr, kc, mr),
-                        None => ByColumn::new(&a.data()[i0 + pc * a.col_stride()..], mr, kc, a.col_stride()),
-                    };
-                    micro::multiply::<V, _>(columns, b, size, finish_tile, target);
-                } else {
-                    let rows = ByRow::new(&a.data()[i0 * a.row_stride() + pc..], mr, kc, a.row_stride());
-                    micro::multiply::<V, _>(rows, b, size, finish_tile, target);
+                micro::multiply::<V, _>(columns, b, size, finish_tile, target);
+            } else {
+                let columns = ByRow::new(&a.data()[i * a.row_stride() + pc..], rows, kc, a.row_stride());
+                micro::multiply::<V, _>(columns, b, size, finish_tile, target);
+            }
+            if let Some(buffer) = &buffer {
+                buffer.scatter::<V>(size, finish, out, (rs, cs));
+            }
+            done += rows;
+            if done < mr {
+                continue;
+            }
+            done = 0;
+            if strips_outside {
+                j += 1;
+                if j == panels.count {
+                    (i0, j) = (i0 + mr, 0);
                 }
-                if let Some(buffer) = &buffer {
-                    buffer.scatter::<V>((mr, cols), finish, out, (rs, cs));
+            } else {
+                i0 += mr;
+                if i0 >= m {
+                    (i0, j) = (0, j + 1);
                 }
             }
         }
@@ -287,9 +409,25 @@ mod tests {
         let b = [1.0, 0.0, 2.0, 0.0, 1.0, 3.0];
         let mut scratch = vec![0.0; scratch_len::<f64>(3, 2, 3)];
         let mut c = [f64::NAN; 9];
-        gemm(1.0, MatRef::new(&a, 3, 2), MatRef::new(&b, 2, 3), 0.0, MatMut::new(&mut c, 3, 3), &mut scratch);
+        gemm(
+            1.0,
+            MatRef::new(&a, 3, 2),
+            MatRef::new(&b, 2, 3),
+            0.0,
+            MatMut::new(&mut c, 3, 3),
+            Epilogue::None,
+            &mut scratch,
+        );
         assert_eq!(c, [1.0, 2.0, 8.0, 3.0, 4.0, 18.0, 5.0, 6.0, 28.0]);
-        gemm(2.0, MatRef::new(&a, 3, 2), MatRef::new(&b, 2, 3), -1.0, MatMut::new(&mut c, 3, 3), &mut scratch);
+        gemm(
+            2.0,
+            MatRef::new(&a, 3, 2),
+            MatRef::new(&b, 2, 3),
+            -1.0,
+            MatMut::new(&mut c, 3, 3),
+            Epilogue::None,
+            &mut scratch,
+        );
         assert_eq!(c, [1.0, 2.0, 8.0, 3.0, 4.0, 18.0, 5.0, 6.0, 28.0]);
     }
 
@@ -298,6 +436,6 @@ mod tests {
     fn shapes_that_disagree_are_named() {
         let mut c = [0.0f32; 1];
         let b = MatRef::new(&[1.0], 1, 1);
-        gemm(1.0, MatRef::new(&[1.0, 2.0], 1, 2), b, 0.0, MatMut::new(&mut c, 1, 1), &mut [0.0; 1024]);
+        gemm(1.0, MatRef::new(&[1.0, 2.0], 1, 2), b, 0.0, MatMut::new(&mut c, 1, 1), Epilogue::None, &mut [0.0; 1024]);
     }
 }

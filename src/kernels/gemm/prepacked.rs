@@ -1,0 +1,150 @@
+//! B packed once, for many products: the weights of a model that no longer changes.
+
+use super::blocking::{self, NV, Panels};
+use super::{B, Bias, Block, Epilogue, Finish, PackB, Scale, check, product};
+use crate::error::{Error, Result};
+use crate::matrix::{MatMut, MatRef};
+use crate::simd::{Element, Isa, Kernel, Lanes};
+use crate::tensor::Tensor;
+
+/// B of a product, in the panels that the register tile reads.
+///
+/// The panels suit the instruction set that was current when they were made; [`gemm_packed`] checks it.
+#[derive(Clone, Debug)]
+pub struct PackedB<T: Element> {
+    isa: Isa,
+    k: usize,
+    n: usize,
+    panels: Tensor<T>,
+}
+
+impl<T: Element> PackedB<T> {
+    /// Packs `b`, `k x n` with any strides.
+    ///
+    /// # Errors
+    /// If the panels cannot be addressed.
+    pub fn new(b: MatRef<'_, T>) -> Result<Self> {
+        let (isa, k, n) = (Isa::current(), b.rows(), b.cols());
+        let mut panels = Tensor::zeros([k, isa.run(Width::<T>::of(n))])?;
+        let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
+        let mut start = 0;
+        for jc in (0..n).step_by(nc_most.max(1)) {
+            let nc = nc_most.min(n - jc);
+            for pc in (0..k).step_by(kc_most.max(1)) {
+                let kc = kc_most.min(k - pc);
+                isa.run(PackB { b, block: Block { pc, kc, jc, nc }, panels: &mut panels.data_mut()[start..] });
+                start += kc * isa.run(Width::<T>::of(nc));
+            }
+        }
+        Ok(PackedB { isa, k, n, panels })
+    }
+
+    /// Rows of B.
+    pub fn rows(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of B.
+    pub fn cols(&self) -> usize {
+        self.n
+    }
+}
+
+/// The panels of all passes.
+#[derive(Clone, Copy)]
+pub(super) struct AllPanels<'a, T> {
+    panels: &'a [T],
+    k: usize,
+    n: usize,
+}
+
+impl<'a, T: Element> AllPanels<'a, T> {
+    /// The panels of the pass that begins at column `jc` and row `pc`.
+    #[inline(always)]
+    pub(super) fn block<V: Lanes<Elem = T>>(self, jc: usize, pc: usize) -> &'a [T] {
+        let nc = blocking::nc(self.n).min(self.n - jc);
+        &self.panels[jc * self.k + pc * padded::<V>(nc)..]
+    }
+}
+
+/// Elements in a row of the panels of `nc` columns.
+#[inline(always)]
+fn padded<V: Lanes>(nc: usize) -> usize {
+    let panels = Panels::new::<V>(nc, NV);
+    if panels.count == 0 {
+        return 0;
+    }
+    let (start, cols) = panels.part(panels.count - 1);
+    start + cols.max(V::WIDTH)
+}
+
+/// [`padded`], for the vectors of an instruction set.
+struct Width<T> {
+    nc: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T> Width<T> {
+    fn of(nc: usize) -> Self {
+        Width { nc, element: std::marker::PhantomData }
+    }
+}
+
+impl<T: Element> Kernel<T> for Width<T> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) -> usize {
+        padded::<V>(self.nc)
+    }
+}
+
+/// `C <- alpha A B + beta C` with a B packed beforehand: the same bits as [`gemm`](super::gemm).
+///
+/// # Shapes
+/// `a`: `m x k`, `b`: `k x n`, `c`: `m x n`, its rows apart in memory; `scratch`: at least [`scratch_len`](super::scratch_len) elements.
+///
+/// # Errors
+/// If `b` was packed for another instruction set than the current one, if the rows of `c` interleave in memory, or if the epilogue
+/// needs the sums of B's columns, which panels do not give. Nothing is written then.
+///
+/// # Panics
+/// If the shapes disagree, or if `scratch` is too short.
+pub fn gemm_packed<T: Element>(
+    alpha: T,
+    a: MatRef<'_, T>,
+    b: &PackedB<T>,
+    beta: T,
+    c: MatMut<'_, T>,
+    epilogue: Epilogue<'_, T>,
+    scratch: &mut [T],
+) -> Result<()> {
+    check(a, (b.k, b.n), &c, &epilogue, scratch);
+    let isa = Isa::current();
+    if b.isa != isa {
+        return Err(Error::invalid("packed B", b.isa.name(), format!("packed for {isa}: pack it again")));
+    }
+    if !c.rows_are_apart() {
+        let found = format!("strides {}, {}", c.row_stride(), c.col_stride());
+        return Err(Error::shape("C", "rows that are apart in memory", found));
+    }
+    let (bias, relu) = match epilogue {
+        Epilogue::None => (Bias::None, false),
+        Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
+        Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
+        Epilogue::ColumnSums(_) => {
+            return Err(Error::invalid("epilogue", "column sums", "one that needs no sums of a packed B"));
+        }
+    };
+    let finish = Finish { alpha, beta, bias, relu };
+    if a.rows() == 0 || b.n == 0 {
+        return Ok(());
+    }
+    if b.k == 0 || alpha == T::ZERO {
+        isa.run(Scale { finish, c });
+    } else {
+        let panels = AllPanels { panels: b.panels.data(), k: b.k, n: b.n };
+        product(isa, a, B::Packed(panels), c, finish, scratch);
+    }
+    Ok(())
+}
