@@ -14,8 +14,10 @@ fn span(rows: usize, cols: usize, rs: usize, cs: usize) -> Option<usize> {
     (rows - 1).checked_mul(rs)?.checked_add((cols - 1).checked_mul(cs)?)?.checked_add(1)
 }
 
-/// Columns of a matrix to step through, one at a time, and to read element by element.
+/// Strips of a matrix, each a few rows high, whose columns are stepped through one at a time and read element by element.
 pub(crate) trait Columns<T>: Copy {
+    /// Strip `s`, from its first column on.
+    fn strip(self, s: usize) -> Self;
     /// Number of columns.
     fn count(&self) -> usize;
     /// Element `i` of the first column.
@@ -27,22 +29,41 @@ pub(crate) trait Columns<T>: Copy {
     unsafe fn rest(self) -> Self;
 }
 
-/// Columns of `rows` contiguous elements: element (i, j) is `data[i + j * stride]`.
+/// How many strips of how many rows and columns, and how many elements from one strip to the next.
+#[derive(Clone, Copy)]
+pub(crate) struct Strips {
+    pub(crate) count: usize,
+    pub(crate) step: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl Strips {
+    /// Whether strips of that many elements lie in `len` of them.
+    #[inline(always)]
+    fn fit(self, strip: Option<usize>, len: usize) -> bool {
+        let Some(strip) = strip else { return false };
+        if self.count == 0 || strip == 0 {
+            return true;
+        }
+        (self.count - 1).checked_mul(self.step).and_then(|last| last.checked_add(strip)).is_some_and(|all| all <= len)
+    }
+}
+
+/// Strips whose columns are contiguous: element (i, j) of strip s is `data[s * step + i + j * stride]`.
 #[derive(Clone, Copy)]
 pub(crate) struct ByColumn<'a, T> {
     start: *const T,
-    rows: usize,
-    cols: usize,
+    strips: Strips,
     stride: usize,
     data: PhantomData<&'a [T]>,
 }
 
-/// Rows of `cols` contiguous elements: element (i, j) is `data[i * stride + j]`.
+/// Strips whose rows are contiguous: element (i, j) of strip s is `data[s * step + i * stride + j]`.
 #[derive(Clone, Copy)]
 pub(crate) struct ByRow<'a, T> {
     start: *const T,
-    rows: usize,
-    cols: usize,
+    strips: Strips,
     stride: usize,
     data: PhantomData<&'a [T]>,
 }
@@ -51,9 +72,9 @@ impl<'a, T: Copy> ByColumn<'a, T> {
     /// # Panics
     /// If the last element lies outside `data`.
     #[inline(always)]
-    pub(crate) fn new(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(span(rows, cols, 1, stride).is_some_and(|span| span <= data.len()), "window: outside its data");
-        ByColumn { start: data.as_ptr(), rows, cols, stride, data: PhantomData }
+    pub(crate) fn new(data: &'a [T], strips: Strips, stride: usize) -> Self {
+        assert!(strips.fit(span(strips.rows, strips.cols, 1, stride), data.len()), "window: outside its data");
+        ByColumn { start: data.as_ptr(), strips, stride, data: PhantomData }
     }
 }
 
@@ -61,20 +82,29 @@ impl<'a, T: Copy> ByRow<'a, T> {
     /// # Panics
     /// If the last element lies outside `data`.
     #[inline(always)]
-    pub(crate) fn new(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(span(rows, cols, stride, 1).is_some_and(|span| span <= data.len()), "window: outside its data");
-        ByRow { start: data.as_ptr(), rows, cols, stride, data: PhantomData }
+    pub(crate) fn new(data: &'a [T], strips: Strips, stride: usize) -> Self {
+        assert!(strips.fit(span(strips.rows, strips.cols, stride, 1), data.len()), "window: outside its data");
+        ByRow { start: data.as_ptr(), strips, stride, data: PhantomData }
     }
 }
 
 impl<T: Copy> Columns<T> for ByColumn<'_, T> {
     #[inline(always)]
+    fn strip(self, s: usize) -> Self {
+        assert!(s < self.strips.count);
+        ByColumn {
+            start: self.start.wrapping_add(s * self.strips.step),
+            strips: Strips { count: 1, ..self.strips },
+            ..self
+        }
+    }
+    #[inline(always)]
     fn count(&self) -> usize {
-        self.cols
+        self.strips.cols
     }
     #[inline(always)]
     fn get(&self, i: usize) -> T {
-        assert!(i < self.rows);
+        assert!(i < self.strips.rows);
         // SAFETY: the first column's elements lie in `data`: checked by `new`, and by the caller of `rest`.
         unsafe { *self.start.add(i) }
     }
@@ -86,12 +116,21 @@ impl<T: Copy> Columns<T> for ByColumn<'_, T> {
 
 impl<T: Copy> Columns<T> for ByRow<'_, T> {
     #[inline(always)]
+    fn strip(self, s: usize) -> Self {
+        assert!(s < self.strips.count);
+        ByRow {
+            start: self.start.wrapping_add(s * self.strips.step),
+            strips: Strips { count: 1, ..self.strips },
+            ..self
+        }
+    }
+    #[inline(always)]
     fn count(&self) -> usize {
-        self.cols
+        self.strips.cols
     }
     #[inline(always)]
     fn get(&self, i: usize) -> T {
-        assert!(i < self.rows);
+        assert!(i < self.strips.rows);
         // Two steps, because an address has room for 0, 1, 2 and 4 times a stride and not for 3 and 5.
         // SAFETY: the first column's elements lie in `data`: checked by `new`, and by the caller of `rest`.
         unsafe { *self.start.add(i / 3 * 3 * self.stride).add(i % 3 * self.stride) }
@@ -192,6 +231,13 @@ impl<'a, T: Copy> RowsMut<'a, T> {
     pub(crate) fn new(data: &'a mut [T], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(span(rows, cols, stride, 1).is_some_and(|span| span <= data.len()), "window: outside its data");
         RowsMut { start: data.as_mut_ptr(), rows, cols, stride, data: PhantomData }
+    }
+
+    /// `count` rows from row `i` on.
+    #[inline(always)]
+    pub(crate) fn part(&mut self, i: usize, count: usize) -> RowsMut<'_, T> {
+        assert!(i < self.rows && count <= self.rows - i);
+        RowsMut { start: self.start.wrapping_add(i * self.stride), rows: count, ..*self }
     }
 
     /// Asks for row `i` to be brought near, to be written soon.

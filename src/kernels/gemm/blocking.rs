@@ -43,62 +43,84 @@ pub(super) fn reads_a_in_place(contiguous: bool, kc: usize, n: usize) -> bool {
     n <= 64 || (contiguous && kc <= 64)
 }
 
-/// Most rows of a register tile of `nv` vectors.
+/// The register tiles of an instruction set.
 ///
 /// With 16 registers, 6 rows of 2 vectors are 12 accumulators, and leave room for 2 vectors of B and a broadcast of A; one more
-/// vector would spill. Lanes that are there for other reasons than speed get few sizes, for the sake of the library's.
-pub(super) const fn mr<V: Lanes>(nv: usize) -> usize {
-    match nv {
-        _ if V::WIDTH * size_of::<V::Elem>() < 32 => 4,
-        1 => 12,
-        2 if V::REGISTERS >= 32 => 12,
-        2 => 6,
-        _ => FEW,
-    }
+/// vector would spill. Lanes that are there for other reasons than speed get few tiles, for the sake of the library's size.
+#[derive(Clone, Copy)]
+pub(super) struct Tiles {
+    /// Elements in a vector.
+    pub(super) width: usize,
+    /// Most rows of a tile of 1 and of 2 vectors.
+    most: [usize; 2],
+    /// Whether there are tiles of 3 and 4 vectors, of [`FEW`] rows at most.
+    pub(super) wide: bool,
 }
 
-/// So many rows are multiplied by panels of up to 4 vectors, because tiles of 2 would wait for their own sums.
+/// Most rows of a tile of 3 or 4 vectors. So few rows are multiplied by panels of up to 4 vectors: tiles of 2 would wait for their own
+/// sums.
 pub(super) const FEW: usize = 3;
-
-/// Vectors in a panel of B that is read in place, for products of `m` rows.
-#[inline(always)]
-pub(super) fn nv<V: Lanes>(m: usize) -> usize {
-    if m <= FEW && mr::<V>(4) == FEW { 4 } else { NV }
-}
 
 /// Vectors in a panel of B, but for products of few rows.
 pub(super) const NV: usize = 2;
 
-/// Rows of the next tile of `nv` vectors where `rest` are left: so that none is low, as far as there are tiles of that height.
-///
-/// A multiply-add takes four cycles and two begin in each, so a tile of fewer than eight vectors waits for itself.
-#[inline(always)]
-pub(super) fn height<V: Lanes>(nv: usize, rest: usize) -> usize {
-    let most = mr::<V>(nv);
-    match (most, rest) {
-        // One vector to a row: there are tiles of 12, 8 and 4 to 1 rows.
-        (12, _) if nv == 1 => match rest {
-            0..=3 => rest,
-            4..8 => 4,
-            8..12 => 8,
-            _ => 12,
-        },
-        // There are tiles of 12, 8 and 6 to 1 rows.
-        (12, 7) => 4,
-        (12, 9) => 5,
-        (12, 10 | 11) => 6,
-        (12, 13 | 14) => 8,
-        (6, 7 | 8) => 4,
-        (6, 9 | 10 | 13) => 5,
-        (4, 3) if nv == 1 => 2,
-        (4, 5) => {
-            if nv == 1 {
-                4
-            } else {
-                3
-            }
+impl Tiles {
+    /// Those of a vector type.
+    #[inline(always)]
+    pub(super) const fn of<V: Lanes>() -> Self {
+        let narrow = V::WIDTH * size_of::<V::Elem>() < 32;
+        let most = match V::REGISTERS {
+            _ if narrow => [4, 4],
+            32.. => [12, 12],
+            _ => [12, 6],
+        };
+        Tiles { width: V::WIDTH, most, wide: !narrow }
+    }
+
+    /// Most rows of a tile of `nv` vectors.
+    #[inline(always)]
+    pub(super) const fn most(self, nv: usize) -> usize {
+        match nv {
+            1 | 2 => self.most[nv - 1],
+            _ if self.wide => FEW,
+            _ => 0,
         }
-        _ => rest.min(most),
+    }
+
+    /// Vectors in a panel of B that is read in place, for products of `m` rows.
+    #[inline(always)]
+    pub(super) fn nv(self, m: usize) -> usize {
+        if m <= FEW && self.wide { 4 } else { NV }
+    }
+
+    /// Rows of the next tile of `nv` vectors where `rest` are left, and how many of them follow one another: so that none is low, as
+    /// far as there are tiles of that height.
+    ///
+    /// A multiply-add takes four cycles and two begin in each, so a tile of fewer than eight vectors waits for itself.
+    #[inline(always)]
+    pub(super) fn strips(self, nv: usize, rest: usize) -> (usize, usize) {
+        match (self.most(nv), rest) {
+            // One vector in a row: there are tiles of 12, 8 and 4 to 1 rows.
+            (12, 0..=3) if nv == 1 => (rest, 1),
+            (12, 4..=7) if nv == 1 => (4, 1),
+            (12, 8..=11) if nv == 1 => (8, 1),
+            (12, _) if nv == 1 => (12, rest / 12),
+            // There are tiles of 12, 8 and 6 to 1 rows.
+            (12, 7) => (4, 1),
+            (12, 9) => (5, 1),
+            (12, 10) => (5, 2),
+            (12, 11) => (6, 1),
+            (12, 13 | 14) => (8, 1),
+            (12, 15..) => (12, (rest - 3) / 12),
+            (6, 7) => (4, 1),
+            (6, 8) => (4, 2),
+            (6, 9 | 13) => (5, 1),
+            (6, 10) => (5, 2),
+            (6, 14..) => (6, (rest - 8) / 6),
+            (4, 5) => (3, 1),
+            (4, 8..) => (4, (rest - 2) / 4),
+            (most, _) => (rest.min(most), 1),
+        }
     }
 }
 
@@ -113,11 +135,12 @@ pub(super) struct Panels {
 impl Panels {
     /// The panels of `nc` columns, `nv` vectors wide.
     #[inline(always)]
-    pub(super) fn new<V: Lanes>(nc: usize, nv: usize) -> Self {
-        let vectors = nc.div_ceil(V::WIDTH);
-        // The last three vectors in one panel: a tile of one would wait for its own sums.
-        let odd = usize::from(nv == 2 && vectors > 1 && vectors % 2 == 1 && mr::<V>(3) == FEW);
-        Panels { count: vectors.div_ceil(nv) - odd, width: nv * V::WIDTH, nc }
+    pub(super) fn new(tiles: Tiles, nc: usize, nv: usize) -> Self {
+        let width = nv * tiles.width;
+        let (whole, rest) = (nc / width, nc % width);
+        // A rest of one vector joins the panel before it: a tile of one would wait for its own sums.
+        let joins = nv == 2 && tiles.wide && whole > 0 && rest <= tiles.width;
+        Panels { count: if rest == 0 || joins { whole } else { whole + 1 }, width, nc }
     }
 
     /// First column and number of columns of panel `j`.

@@ -1,7 +1,7 @@
 //! The register tile: the only loop that multiplies, and what happens to its sums before they are stored.
 
-use super::blocking::{self, FEW};
-use crate::simd::{Columns, Element, Lanes, Pairs, Row, Rows, RowsMut};
+use super::blocking::Tiles;
+use crate::simd::{ByColumn, ByRow, Columns, Element, Kernel, Lanes, Pairs, Row, Rows, RowsMut, Strips};
 
 /// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
 #[derive(Clone, Copy)]
@@ -29,43 +29,86 @@ impl<'a, T: Element> Finish<'a, T> {
         Finish { alpha: T::ONE, beta: T::ZERO, bias: Bias::None, relu: false }
     }
 
-    /// For the tile whose first element is (i0, j0).
+    /// For what begins at row `i` and column `j`.
     #[inline(always)]
-    pub(super) fn at(self, i0: usize, j0: usize) -> Self {
+    pub(super) fn at(self, i: usize, j: usize) -> Self {
         let bias = match self.bias {
-            Bias::None => Bias::None,
-            Bias::OfColumns(bias) => Bias::OfColumns(&bias[j0..]),
-            Bias::OfRows(bias) => Bias::OfRows(&bias[i0..]),
+            Bias::OfColumns(bias) => Bias::OfColumns(&bias[j..]),
+            bias => bias,
         };
-        Finish { bias, ..self }
+        Finish { bias, ..self }.below(i)
+    }
+
+    /// For what begins at row `i`.
+    #[inline(always)]
+    fn below(self, i: usize) -> Self {
+        match self.bias {
+            Bias::OfRows(bias) => Finish { bias: Bias::OfRows(&bias[i..]), ..self },
+            _ => self,
+        }
     }
 }
 
-/// Multiplies `mr` rows of A by a panel of B and writes the `mr x cols` result.
-#[inline(always)]
-pub(super) fn multiply<V: Lanes, A: Columns<V::Elem>>(
-    a: A,
-    b: Rows<'_, V::Elem>,
-    (mr, cols): (usize, usize),
-    finish: Finish<'_, V::Elem>,
-    c: (&mut [V::Elem], usize),
-) {
-    // One arm for each size of a tile; those that this instruction set has no registers for are not compiled.
-    macro_rules! tiles {
-        ($nv:literal: $($mr:literal)*) => {
-            match mr {
-                $($mr if $mr <= blocking::mr::<V>($nv) => tile::<V, A, $mr, $nv>(a, b, cols, finish, c),)*
-                _ => unreachable!("no more rows than a tile has"),
-            }
-        };
+/// Strips of A of one height times a panel of B.
+pub(super) struct Sweep<'a, T> {
+    pub(super) a: A<'a, T>,
+    /// How many strips there are, and of how many rows.
+    pub(super) strips: Strips,
+    pub(super) b: Rows<'a, T>,
+    pub(super) cols: usize,
+    pub(super) c: RowsMut<'a, T>,
+    /// Rows from one strip's C to the next one's.
+    pub(super) step: usize,
+    pub(super) finish: Finish<'a, T>,
+}
+
+/// Strips of A, where they lie or packed.
+#[derive(Clone, Copy)]
+pub(super) enum A<'a, T> {
+    ByRow(ByRow<'a, T>),
+    ByColumn(ByColumn<'a, T>),
+}
+
+impl<'a, T: Element> Kernel<T> for &'a mut Sweep<'a, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        match self.a {
+            A::ByRow(a) => self.tiles::<V, _>(a),
+            A::ByColumn(a) => self.tiles::<V, _>(a),
+        }
     }
-    match cols.div_ceil(V::WIDTH) {
-        1 if blocking::mr::<V>(1) == 4 => tiles!(1: 1 2 3 4),
-        1 => tiles!(1: 1 2 3 4 8 12),
-        2 => tiles!(2: 1 2 3 4 5 6 8 12),
-        3 if blocking::mr::<V>(3) == FEW => tiles!(3: 1 2 3),
-        4 if blocking::mr::<V>(4) == FEW => tiles!(4: 1 2 3),
-        _ => unreachable!("no more columns than a tile has"),
+}
+
+impl<T: Element> Sweep<'_, T> {
+    #[inline(always)]
+    fn tiles<V: Lanes<Elem = T>, A: Columns<T>>(&mut self, a: A) {
+        // One arm for each size of a tile; those that this instruction set has no registers for are not compiled.
+        macro_rules! arms {
+            ($nv:literal: $($mr:literal)*) => {
+                match self.strips.rows {
+                    $($mr if $mr <= const { Tiles::of::<V>().most($nv) } => self.tile::<V, A, $mr, $nv>(a),)*
+                    _ => unreachable!("no more rows than a tile has"),
+                }
+            };
+        }
+        match self.cols.div_ceil(V::WIDTH) {
+            1 if const { Tiles::of::<V>().most(1) } == 4 => arms!(1: 1 2 3 4),
+            1 => arms!(1: 1 2 3 4 8 12),
+            2 => arms!(2: 1 2 3 4 5 6 8 12),
+            3 if const { Tiles::of::<V>().wide } => arms!(3: 1 2 3),
+            4 if const { Tiles::of::<V>().wide } => arms!(4: 1 2 3),
+            _ => unreachable!("no more columns than a tile has"),
+        }
+    }
+
+    #[inline(always)]
+    fn tile<V: Lanes<Elem = T>, A: Columns<T>, const MR: usize, const NV: usize>(&mut self, a: A) {
+        for s in 0..self.strips.count {
+            let c = self.c.part(s * self.step, MR);
+            tile::<V, A, MR, NV>(a.strip(s), self.b, self.cols, self.finish.below(s * self.step), c);
+        }
     }
 }
 
@@ -80,14 +123,13 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     b: Rows<'_, V::Elem>,
     cols: usize,
     finish: Finish<'_, V::Elem>,
-    (c, stride): (&mut [V::Elem], usize),
+    mut c: RowsMut<'_, V::Elem>,
 ) {
     if NV == 1 {
         assert!(cols <= V::WIDTH);
     } else {
         assert!(cols > (NV - 1) * V::WIDTH && cols >= V::WIDTH);
     }
-    let mut c = RowsMut::new(c, MR, cols, stride);
     for i in 0..MR {
         c.prefetch(i);
     }
@@ -198,32 +240,38 @@ fn len<V: Lanes, const NV: usize>(cols: usize) -> usize {
 pub(super) struct Buffer<T>([T; 12 * 32]);
 
 impl<T: Element> Buffer<T> {
-    #[inline(always)]
     pub(super) fn new() -> Self {
         Buffer([T::ZERO; 12 * 32])
     }
 
-    /// The elements, and how many lie between two rows of `cols` columns.
-    #[inline(always)]
-    pub(super) fn rows(&mut self, cols: usize) -> (&mut [T], usize) {
-        (&mut self.0, cols)
+    /// `rows` rows of `cols` columns.
+    pub(super) fn window(&mut self, rows: usize, cols: usize) -> RowsMut<'_, T> {
+        RowsMut::new(&mut self.0, rows, cols, cols)
     }
+}
 
-    /// Finishes the tile and writes it to `data[i * rs + j * cs]`, element by element.
+/// Finishes a tile and writes it to `c[i * rs + j * cs]`, element by element.
+pub(super) struct Scatter<'a, T> {
+    pub(super) tile: &'a Buffer<T>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) finish: Finish<'a, T>,
+    pub(super) c: &'a mut [T],
+    pub(super) strides: (usize, usize),
+}
+
+impl<T: Element> Kernel<T> for Scatter<'_, T> {
+    type Output = ();
+
     #[inline(always)]
-    pub(super) fn scatter<V: Lanes<Elem = T>>(
-        &self,
-        (rows, cols): (usize, usize),
-        finish: Finish<'_, T>,
-        data: &mut [T],
-        (rs, cs): (usize, usize),
-    ) {
+    fn run<V: Lanes<Elem = T>>(self) {
+        let Scatter { tile, rows, cols, finish, c, strides: (rs, cs) } = self;
         let (alpha, beta) = (V::splat(finish.alpha), V::splat(finish.beta));
         for i in 0..rows {
             for j in 0..cols {
-                let element = &mut data[i * rs + j * cs];
+                let element = &mut c[i * rs + j * cs];
                 // The lanes' own operations, so that strides do not change the bits.
-                let mut new = V::splat(self.0[i * cols + j]) * alpha;
+                let mut new = V::splat(tile.0[i * cols + j]) * alpha;
                 if finish.beta != T::ZERO {
                     new = beta.mul_add(V::splat(*element), new);
                 }

@@ -36,9 +36,9 @@ mod prepacked;
 
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
-use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, PerElement, Rows};
-use blocking::{FEW, KC, MC, NC, NV, Panels};
-use micro::{Bias, Buffer, Finish};
+use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, PerElement, Rows, RowsMut, Strips};
+use blocking::{FEW, KC, MC, NC, NV, Panels, Tiles};
+use micro::{A, Bias, Buffer, Finish, Scatter, Sweep};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
 
@@ -47,11 +47,10 @@ const WIDEST: usize = 16;
 
 /// Elements of scratch that [`gemm`] needs for a product of this size.
 pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
-    // C may be written through its transpose, so either may be the wider.
-    let widest = m.max(n);
-    let tasks = widest.min(MC).div_ceil(blocking::rows_per_task(widest.min(MC)));
-    let kc = blocking::kc(k);
-    kc * (widest.min(NC) + WIDEST) + kc * widest.min(MC) + tasks * WIDEST
+    // C may be written through its transpose, so either may be the wider. Every task packs its own rows of A, and stores one vector
+    // more at most.
+    let (widest, kc) = (m.max(n), blocking::kc(k));
+    kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST
 }
 
 /// What a product does besides, while its results are at hand.
@@ -124,7 +123,7 @@ pub fn gemm<T: Element>(
         return;
     }
     if k == 0 || alpha == T::ZERO {
-        return isa.run(Scale { finish, c });
+        return scale(isa, finish, c);
     }
     // Tiles are written along rows; a C whose columns are contiguous is the transpose of one whose rows are.
     if c.col_stride() != 1 && (c.row_stride() == 1 || !c.rows_are_apart()) {
@@ -156,24 +155,13 @@ fn check<T: Element>(
 }
 
 /// What is left of a product without products: `C <- beta C`, and the epilogue.
-struct Scale<'a, T> {
-    finish: Finish<'a, T>,
-    c: MatMut<'a, T>,
-}
-
-impl<T: Element> Kernel<T> for Scale<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes<Elem = T>>(mut self) {
-        let (rs, cs) = (self.c.row_stride(), self.c.col_stride());
-        let finish = Finish { alpha: T::ONE, ..self.finish };
-        let zero = Buffer::new();
-        let (rows, cols) = (self.c.rows(), self.c.cols());
-        for i in 0..rows {
-            for j in 0..cols {
-                zero.scatter::<V>((1, 1), finish.at(i, j), &mut self.c.data_mut()[i * rs + j * cs..], (0, 0));
-            }
+fn scale<T: Element>(isa: Isa, finish: Finish<'_, T>, mut c: MatMut<'_, T>) {
+    let (zero, finish) = (Buffer::new(), Finish { alpha: T::ONE, ..finish });
+    let (rows, cols, rs, cs) = (c.rows(), c.cols(), c.row_stride(), c.col_stride());
+    for i in 0..rows {
+        for j in 0..cols {
+            let (finish, c) = (finish.at(i, j), &mut c.data_mut()[i * rs + j * cs..]);
+            isa.run(Scatter { tile: &zero, rows: 1, cols: 1, finish, c, strides: (0, 0) });
         }
     }
 }
@@ -288,7 +276,7 @@ impl<T: Element> Kernel<T> for PackB<'_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         let Block { pc, kc, jc, nc } = self.block;
-        let panels = Panels::new::<V>(nc, NV);
+        let panels = Panels::new(Tiles::of::<V>(), nc, NV);
         for j in 0..panels.count {
             let (j0, cols) = panels.part(j);
             pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.panels[j0 * kc..]);
@@ -296,20 +284,40 @@ impl<T: Element> Kernel<T> for PackB<'_, T> {
     }
 }
 
-/// Runs a product: compiled here, once for each type, and not again in every crate that multiplies.
-struct Multiply;
+/// Packs all rows of A for one pass, strip by strip.
+struct PackA<'a, T> {
+    a: MatRef<'a, T>,
+    block: Block,
+    nv: usize,
+    packed: &'a mut [T],
+}
 
-impl PerElement for Multiply {
-    type Args<'a, T: Element> = (Isa, Product<'a, T>);
+impl<T: Element> Kernel<T> for PackA<'_, T> {
+    type Output = ();
 
-    #[inline(never)]
-    fn with_f32((isa, product): (Isa, Product<'_, f32>)) {
-        isa.run(product);
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let Block { pc, kc, .. } = self.block;
+        let mut i0 = 0;
+        while i0 < self.a.rows() {
+            let (mr, count) = Tiles::of::<V>().strips(self.nv, self.a.rows() - i0);
+            for _ in 0..count {
+                pack::pack_a::<V>(self.a, (i0, mr), (pc, kc), &mut self.packed[i0 * kc..]);
+                i0 += mr;
+            }
+        }
     }
+}
 
-    #[inline(never)]
-    fn with_f64((isa, product): (Isa, Product<'_, f64>)) {
-        isa.run(product);
+/// The tiles of an instruction set.
+struct Describe;
+
+impl<T: Element> Kernel<T> for Describe {
+    type Output = Tiles;
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) -> Tiles {
+        Tiles::of::<V>()
     }
 }
 
@@ -324,78 +332,95 @@ struct Product<'a, T> {
     block: Block,
 }
 
-impl<T: Element> Kernel<T> for Product<'_, T> {
-    type Output = ();
+/// Runs a product: compiled here, once for each type, and not again in every crate that multiplies.
+struct Multiply;
 
+impl PerElement for Multiply {
+    type Args<'a, T: Element> = (Isa, Product<'a, T>);
+
+    #[inline(never)]
+    fn with_f32((isa, product): (Isa, Product<'_, f32>)) {
+        product.run(isa);
+    }
+
+    #[inline(never)]
+    fn with_f64((isa, product): (Isa, Product<'_, f64>)) {
+        product.run(isa);
+    }
+}
+
+impl<T: Element> Product<'_, T> {
     #[inline(always)]
-    fn run<V: Lanes<Elem = T>>(self) {
+    fn run(self, isa: Isa) {
         let Block { pc, kc, jc, nc } = self.block;
-        let (a, b, mut c, finish) = (self.a, self.b, self.c, self.finish);
+        let (a, b, mut c) = (self.a, self.b, self.c);
+        let tiles = isa.run::<T, _>(Describe);
         let m = a.rows();
-        let nv = if matches!(b, B::InPlace(_)) { blocking::nv::<V>(m) } else { NV };
-        let panels = Panels::new::<V>(nc, nv);
-        let nv = if nc <= V::WIDTH { 1 } else { nv };
+        let nv = if matches!(b, B::InPlace(_)) { tiles.nv(m) } else { NV };
+        let panels = Panels::new(tiles, nc, nv);
+        let nv = if nc <= tiles.width { 1 } else { nv };
         let packed_a = self.packed_a.map(|packed| {
-            let mut i0 = 0;
-            while i0 < m {
-                let mr = blocking::height::<V>(nv, m - i0);
-                pack::pack_a::<V>(a, (i0, mr), (pc, kc), &mut packed[i0 * kc..]);
-                i0 += mr;
-            }
+            isa.run(PackA { a, block: self.block, nv, packed: &mut *packed });
             &*packed
         });
         let (rs, cs) = (c.row_stride(), c.col_stride());
         let mut buffer = if cs == 1 { None } else { Some(Buffer::new()) };
-        // What is in the inner loop is read again for each step of the outer.
-        let strips_outside = kc * nc <= 4096;
-        // Rows `i0..i0 + mr` are a strip, of which `done` are multiplied.
-        let (mut i0, mut done, mut j) = (0, 0, 0);
-        while i0 < m && j < panels.count {
-            let (mr, (j0, cols)) = (blocking::height::<V>(nv, m - i0), panels.part(j));
-            let (i, rows) = (i0 + done, if cols > 2 * V::WIDTH { FEW.min(mr - done) } else { mr });
-            let width = cols.max(V::WIDTH);
+        for j in 0..panels.count {
+            let (j0, cols) = panels.part(j);
             let b = match b {
                 B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
-                B::Panels(panels) => Rows::new(&panels[j0 * kc..], kc, width, width),
-                B::Packed(packed) => Rows::new(&packed.block::<V>(jc, pc)[j0 * kc..], kc, width, width),
+                B::Panels(panels) => in_panel(panels, j0, kc, cols, tiles.width),
+                B::Packed(packed) => in_panel(packed.block(tiles, jc, pc), j0, kc, cols, tiles.width),
             };
-            let finish = finish.at(self.i0 + i, jc + j0);
-            let (size, out) = ((rows, cols), &mut c.data_mut()[i * rs + (jc + j0) * cs..]);
-            let (finish_tile, target) = match &mut buffer {
-                None => (finish, (&mut *out, rs)),
-                Some(buffer) => (Finish::store(), buffer.rows(cols)),
-            };
-            if packed_a.is_some() || a.row_stride() == 1 {
-                let columns = match packed_a {
-                    Some(packed) => ByColumn::new(&packed[i0 * kc + done..], rows, kc, mr),
-                    None => ByColumn::new(&a.data()[i + pc * a.col_stride()..], rows, kc, a.col_stride()),
-                };
-                micro::multiply::<V, _>(columns, b, size, finish_tile, target);
-            } else {
-                let columns = ByRow::new(&a.data()[i * a.row_stride() + pc..], rows, kc, a.row_stride());
-                micro::multiply::<V, _>(columns, b, size, finish_tile, target);
-            }
-            if let Some(buffer) = &buffer {
-                buffer.scatter::<V>(size, finish, out, (rs, cs));
-            }
-            done += rows;
-            if done < mr {
-                continue;
-            }
-            done = 0;
-            if strips_outside {
-                j += 1;
-                if j == panels.count {
-                    (i0, j) = (i0 + mr, 0);
+            // Tiles of three vectors are low: several of them make a strip.
+            let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };
+            let mut i0 = 0;
+            while i0 < m {
+                let (mr, mut count) = tiles.strips(nv, m - i0);
+                if buffer.is_some() {
+                    count = 1;
                 }
-            } else {
-                i0 += mr;
-                if i0 >= m {
-                    (i0, j) = (0, j + 1);
+                let mut done = 0;
+                while done < mr {
+                    let (rows, i) = (most.min(mr - done), i0 + done);
+                    let of = |step| Strips { count, step, rows, cols: kc };
+                    let (strips, a) = match packed_a {
+                        Some(packed) => {
+                            let strips = of(mr * kc);
+                            (strips, A::ByColumn(ByColumn::new(&packed[i0 * kc + done..], strips, mr)))
+                        }
+                        None if a.row_stride() == 1 => {
+                            let (strips, data) = (of(mr), &a.data()[i + pc * a.col_stride()..]);
+                            (strips, A::ByColumn(ByColumn::new(data, strips, a.col_stride())))
+                        }
+                        None => {
+                            let (strips, data) = (of(mr * a.row_stride()), &a.data()[i * a.row_stride() + pc..]);
+                            (strips, A::ByRow(ByRow::new(data, strips, a.row_stride())))
+                        }
+                    };
+                    let finish = self.finish.at(self.i0 + i, jc + j0);
+                    let out = &mut c.data_mut()[i * rs + (jc + j0) * cs..];
+                    if let Some(tile) = &mut buffer {
+                        let c = tile.window(rows, cols);
+                        isa.run(&mut Sweep { a, strips, b, cols, c, step: mr, finish: Finish::store() });
+                        isa.run(Scatter { tile, rows, cols, finish, c: out, strides: (rs, cs) });
+                    } else {
+                        let c = RowsMut::new(out, (count - 1) * mr + rows, cols, rs);
+                        isa.run(&mut Sweep { a, strips, b, cols, c, step: mr, finish });
+                    }
+                    done += rows;
                 }
+                i0 += mr * count;
             }
         }
     }
+}
+
+/// The panel of B that begins at column `j0`.
+#[inline(always)]
+fn in_panel<T: Copy>(panels: &[T], j0: usize, kc: usize, cols: usize, vector: usize) -> Rows<'_, T> {
+    let width = cols.max(vector);
+    Rows::new(&panels[j0 * kc..], kc, width, width)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! B packed once, for many products: the weights of a model that no longer changes.
 
-use super::blocking::{self, NV, Panels};
-use super::{B, Bias, Block, Epilogue, Finish, PackB, Scale, check, product};
+use super::blocking::{self, NV, Panels, Tiles};
+use super::{B, Bias, Block, Describe, Epilogue, Finish, PackB, check, product, scale};
 use crate::error::{Error, Result};
 use crate::matrix::{MatMut, MatRef};
-use crate::simd::{Element, Isa, Kernel, Lanes};
+use crate::simd::{Element, Isa};
 use crate::tensor::Tensor;
 
 /// B of a product, in the panels that the register tile reads.
@@ -25,7 +25,8 @@ impl<T: Element> PackedB<T> {
     /// If the panels cannot be addressed.
     pub fn new(b: MatRef<'_, T>) -> Result<Self> {
         let (isa, k, n) = (Isa::current(), b.rows(), b.cols());
-        let mut panels = Tensor::zeros([k, isa.run(Width::<T>::of(n))])?;
+        let tiles = isa.run::<T, _>(Describe);
+        let mut panels = Tensor::zeros([k, padded(tiles, n)])?;
         let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
         let mut start = 0;
         for jc in (0..n).step_by(nc_most.max(1)) {
@@ -33,7 +34,7 @@ impl<T: Element> PackedB<T> {
             for pc in (0..k).step_by(kc_most.max(1)) {
                 let kc = kc_most.min(k - pc);
                 isa.run(PackB { b, block: Block { pc, kc, jc, nc }, panels: &mut panels.data_mut()[start..] });
-                start += kc * isa.run(Width::<T>::of(nc));
+                start += kc * padded(tiles, nc);
             }
         }
         Ok(PackedB { isa, k, n, panels })
@@ -61,42 +62,21 @@ pub(super) struct AllPanels<'a, T> {
 impl<'a, T: Element> AllPanels<'a, T> {
     /// The panels of the pass that begins at column `jc` and row `pc`.
     #[inline(always)]
-    pub(super) fn block<V: Lanes<Elem = T>>(self, jc: usize, pc: usize) -> &'a [T] {
+    pub(super) fn block(self, tiles: Tiles, jc: usize, pc: usize) -> &'a [T] {
         let nc = blocking::nc(self.n).min(self.n - jc);
-        &self.panels[jc * self.k + pc * padded::<V>(nc)..]
+        &self.panels[jc * self.k + pc * padded(tiles, nc)..]
     }
 }
 
 /// Elements in a row of the panels of `nc` columns.
 #[inline(always)]
-fn padded<V: Lanes>(nc: usize) -> usize {
-    let panels = Panels::new::<V>(nc, NV);
+fn padded(tiles: Tiles, nc: usize) -> usize {
+    let panels = Panels::new(tiles, nc, NV);
     if panels.count == 0 {
         return 0;
     }
     let (start, cols) = panels.part(panels.count - 1);
-    start + cols.max(V::WIDTH)
-}
-
-/// [`padded`], for the vectors of an instruction set.
-struct Width<T> {
-    nc: usize,
-    element: std::marker::PhantomData<T>,
-}
-
-impl<T> Width<T> {
-    fn of(nc: usize) -> Self {
-        Width { nc, element: std::marker::PhantomData }
-    }
-}
-
-impl<T: Element> Kernel<T> for Width<T> {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<V: Lanes<Elem = T>>(self) -> usize {
-        padded::<V>(self.nc)
-    }
+    start + cols.max(tiles.width)
 }
 
 /// `C <- alpha A B + beta C` with a B packed beforehand: the same bits as [`gemm`](super::gemm).
@@ -141,7 +121,7 @@ pub fn gemm_packed<T: Element>(
         return Ok(());
     }
     if b.k == 0 || alpha == T::ZERO {
-        isa.run(Scale { finish, c });
+        scale(isa, finish, c);
     } else {
         let panels = AllPanels { panels: b.panels.data(), k: b.k, n: b.n };
         product(isa, a, B::Packed(panels), c, finish, scratch);
