@@ -159,6 +159,14 @@ impl<'a, T: Copy> Rows<'a, T> {
         assert!(span(rows, cols, stride, 1).is_some_and(|span| span <= data.len()), "window: outside its data");
         Rows { start: data.as_ptr(), rows, cols, stride, data: PhantomData }
     }
+
+    /// `len` elements of row `i` from column `j` on.
+    #[inline(always)]
+    pub(crate) fn slice(&self, i: usize, j: usize, len: usize) -> &'a [T] {
+        assert!(i < self.rows && j <= self.cols && len <= self.cols - j);
+        // SAFETY: the elements lie between the first and the last, which lie in `data` (checked by `new`).
+        unsafe { std::slice::from_raw_parts(self.start.add(i * self.stride + j), len) }
+    }
 }
 
 /// A row of [`Rows`].

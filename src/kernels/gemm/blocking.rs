@@ -27,20 +27,26 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
     if total <= most { total } else { total.div_ceil(total.div_ceil(most)).next_multiple_of(unit) }
 }
 
-/// Rows of C in one task: small for few rows, so that there is something to share.
+/// Rows of C in one task, where they are shared between threads: few where there are few, so that there is something to share.
 pub(super) fn rows_per_task(m: usize) -> usize {
     if m >= 384 { 96 } else { 24 }
 }
 
-/// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
-/// misses, so not for few rows.
-pub(super) fn reads_b_in_place(m: usize, kc: usize, row_stride: usize) -> bool {
-    (m <= 48 && row_stride <= 1024) || kc * row_stride <= 4096
+/// Rows of C in one task of a thread that has all to itself: their A, f32, is 128 KiB, which the second cache keeps while all panels
+/// of B pass by.
+pub(super) fn rows_alone(kc: usize) -> usize {
+    (32_768 / kc).max(96)
 }
 
-/// Whether A is read where it lies.
-pub(super) fn reads_a_in_place(contiguous: bool, kc: usize, n: usize) -> bool {
-    n <= 64 || (contiguous && kc <= 64)
+/// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
+/// misses, so not for few rows, nor where all of it is near.
+pub(super) fn reads_b_in_place(m: usize, kc: usize, row_stride: usize) -> bool {
+    row_stride <= 1024 && (m <= 48 || kc * row_stride <= 32_768)
+}
+
+/// Whether A, its rows or columns contiguous, is read where it lies: packing it costs about 12/n of the product.
+pub(super) fn reads_a_in_place(is_by_column: bool, kc: usize, n: usize) -> bool {
+    n <= 192 || (is_by_column && kc <= 128)
 }
 
 /// The register tiles of an instruction set.

@@ -234,8 +234,8 @@ fn product<T: Element>(
             };
             for ic in (0..m).step_by(MC) {
                 let mc = MC.min(m - ic);
-                let rows = blocking::rows_per_task(mc);
                 let cost = Cost { flops: 2 * mc * nc * kc, bytes: 0 };
+                let rows = if parallel::forks(cost) { blocking::rows_per_task(mc) } else { blocking::rows_alone(kc) };
                 let packed_a = BlocksMut { data: &mut *a_scratch, block: rows * kc + WIDEST };
                 let c = c.reborrow().split_rows(ic).1.split_rows(mc).0;
                 parallel::for_each(

@@ -1,11 +1,14 @@
 //! Panels: strips of A and B laid out in the order in which the register tile reads them.
+//!
+//! Vectors are loaded and stored whole. Where the last of a row or of k is not full, it begins earlier and repeats what the one before
+//! it did; where A's strip is not as high as a vector, what is stored past its end is overwritten by the next column.
 
 use crate::matrix::MatRef;
-use crate::simd::{Element, Lanes};
+use crate::simd::{Element, Lanes, Rows, RowsMut};
 
 /// Rows `i0..i0 + mr` of A at columns `p0..p0 + kc`, k outermost: `panel[p * mr + i]`.
 ///
-/// Vectors are stored whole, so up to `WIDTH` elements behind the panel are overwritten.
+/// Up to `WIDTH` elements behind the panel are overwritten.
 #[inline(always)]
 pub(super) fn pack_a<V: Lanes>(
     a: MatRef<'_, V::Elem>,
@@ -23,22 +26,21 @@ pub(super) fn pack_a<V: Lanes>(
         }
         return;
     }
-    // The last group of rows first: what it writes past the end of a column is then overwritten by the first of the next.
+    // The last group of rows first, so that the first of the next column overwrites what it writes past the end.
     for group in (0..mr.div_ceil(V::WIDTH)).rev() {
         let first = group * V::WIDTH;
         let rows = V::WIDTH.min(mr - first);
-        if rs == 1 {
-            for p in 0..kc {
-                V::load_up_to(&data[p * cs + first..][..rows.max(1)]).store(&mut panel[p * mr + first..]);
-            }
-            continue;
+        let mut panel = RowsMut::new(&mut panel[first..], kc, V::WIDTH, mr);
+        if cs == 1 {
+            transpose::<V>(Rows::new(&data[first * rs..], rows, kc, rs), rows, kc, &mut panel, 0);
+        } else {
+            copy::<V>(&data[first..], cs, kc, rows, &mut panel, 0);
         }
-        transposed::<V>(&data[first * rs..], rs, rows, kc, |p, column| column.store(&mut panel[p * mr + first..]));
     }
 }
 
 /// Columns `j0..j0 + cols` of B at rows `p0..p0 + kc`, k outermost: `panel[p * width + j]`, where the width is `cols`, and one vector
-/// at least, zeros past the end.
+/// at least; what is past the end is some number.
 #[inline(always)]
 pub(super) fn pack_b<V: Lanes>(
     b: MatRef<'_, V::Elem>,
@@ -51,9 +53,7 @@ pub(super) fn pack_b<V: Lanes>(
     let panel = &mut panel[..kc * width];
     let data = &b.data()[p0 * rs + j0 * cs..];
     if cs != 1 && rs != 1 {
-        if cols < width {
-            panel.fill(V::Elem::ZERO);
-        }
+        panel.fill(V::Elem::ZERO);
         for p in 0..kc {
             for j in 0..cols {
                 panel[p * width + j] = data[p * rs + j * cs];
@@ -61,39 +61,63 @@ pub(super) fn pack_b<V: Lanes>(
         }
         return;
     }
-    let mut first = 0;
-    while first < cols {
+    let mut panel = RowsMut::new(panel, kc, width, width);
+    let lanes = V::WIDTH.min(cols);
+    let mut next = 0;
+    while next < cols {
         // The last vector ends with the last column.
-        let start = first.min(cols.max(V::WIDTH) - V::WIDTH);
+        let first = next.min(cols - lanes);
         if cs == 1 {
-            let count = V::WIDTH.min(cols);
-            for p in 0..kc {
-                V::load_up_to(&data[p * rs + start..][..count]).store(&mut panel[p * width + start..]);
-            }
+            copy::<V>(&data[first..], rs, kc, lanes, &mut panel, first);
         } else {
-            let source = &data[start * cs..];
-            transposed::<V>(source, cs, V::WIDTH.min(cols), kc, |p, row| row.store(&mut panel[p * width + start..]));
+            transpose::<V>(Rows::new(&data[first * cs..], lanes, kc, cs), lanes, kc, &mut panel, first);
         }
-        first += V::WIDTH;
+        next += V::WIDTH;
     }
 }
 
-/// `f(p, vector)` for each p of `kc`: lane i of the vector is `data[i * stride + p]` for `i < lanes` and zero for others.
+/// `to[p][at..] <- from[p * stride..][..lanes]` for each p of `kc`.
 #[inline(always)]
-fn transposed<V: Lanes>(data: &[V::Elem], stride: usize, lanes: usize, kc: usize, mut f: impl FnMut(usize, V)) {
+fn copy<V: Lanes>(from: &[V::Elem], stride: usize, kc: usize, lanes: usize, to: &mut RowsMut<'_, V::Elem>, at: usize) {
+    let from = Rows::new(from, kc, lanes, stride);
+    if lanes == V::WIDTH {
+        for p in 0..kc {
+            V::load(from.slice(p, 0, V::WIDTH)).store(to.slice(p, at, V::WIDTH));
+        }
+    } else {
+        for p in 0..kc {
+            V::load_partial(from.slice(p, 0, lanes)).store(to.slice(p, at, V::WIDTH));
+        }
+    }
+}
+
+/// `to[p][at + i] <- from[i][p]` for each p of `kc` and each i of `lanes`, by squares.
+#[inline(always)]
+fn transpose<V: Lanes>(from: Rows<'_, V::Elem>, lanes: usize, kc: usize, to: &mut RowsMut<'_, V::Elem>, at: usize) {
+    assert!(lanes > 0);
     let mut square = [V::zero(); 16];
-    let mut p = 0;
-    while p < kc {
-        let steps = V::WIDTH.min(kc - p);
+    if kc < V::WIDTH {
         for i in 0..V::WIDTH {
-            square[i] = if i < lanes { V::load_up_to(&data[i * stride + p..][..steps]) } else { V::zero() };
+            square[i] = V::load_partial(from.slice(i.min(lanes - 1), 0, kc));
         }
         V::transpose(&mut square);
         for j in 0..V::WIDTH {
-            if j < steps {
-                f(p + j, square[j]);
+            if j < kc {
+                square[j].store(to.slice(j, at, V::WIDTH));
             }
         }
-        p += V::WIDTH;
+        return;
+    }
+    let mut next = 0;
+    while next < kc {
+        let p = next.min(kc - V::WIDTH);
+        for i in 0..V::WIDTH {
+            square[i] = V::load(from.slice(i.min(lanes - 1), p, V::WIDTH));
+        }
+        V::transpose(&mut square);
+        for j in 0..V::WIDTH {
+            square[j].store(to.slice(p + j, at, V::WIDTH));
+        }
+        next += V::WIDTH;
     }
 }
