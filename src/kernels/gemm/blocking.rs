@@ -12,17 +12,23 @@ pub(super) const NC: usize = 2048;
 /// Most rows of A in one pass.
 pub(super) const MC: usize = 1536;
 
+/// Most elements of A, and most columns, of a product for which any thought about tiles would cost more than it saves.
+pub(super) const TINY: usize = 16;
+
 /// The block of k: as few as needed, of about the same size.
+#[inline(always)]
 pub(super) fn kc(k: usize) -> usize {
     even(k, KC, 8)
 }
 
 /// The block of columns.
+#[inline(always)]
 pub(super) fn nc(n: usize) -> usize {
     even(n, NC, 32)
 }
 
 /// `total` in as few parts of at most `most` as needed, all but the last of one size, a multiple of `unit`, which divides `most`.
+#[inline(always)]
 fn even(total: usize, most: usize, unit: usize) -> usize {
     if total <= most { total } else { total.div_ceil(total.div_ceil(most)).next_multiple_of(unit) }
 }
@@ -40,11 +46,13 @@ pub(super) fn rows_alone(kc: usize) -> usize {
 
 /// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
 /// misses, so not for few rows, nor where all of it is near.
+#[inline(always)]
 pub(super) fn reads_b_in_place(m: usize, kc: usize, row_stride: usize) -> bool {
     row_stride <= 1024 && (m <= 48 || kc * row_stride <= 32_768)
 }
 
 /// Whether A, its rows or columns contiguous, is read where it lies: packing it costs about 12/n of the product.
+#[inline(always)]
 pub(super) fn reads_a_in_place(is_by_column: bool, kc: usize, n: usize) -> bool {
     n <= 192 || (is_by_column && kc <= 128)
 }
@@ -143,7 +151,8 @@ impl Panels {
     #[inline(always)]
     pub(super) fn new(tiles: Tiles, nc: usize, nv: usize) -> Self {
         let width = nv * tiles.width;
-        let (whole, rest) = (nc / width, nc % width);
+        // Both are powers of two: a shift costs less than a division.
+        let (whole, rest) = (nc >> width.trailing_zeros(), nc & (width - 1));
         // A rest of one vector joins the panel before it: a tile of one would wait for its own sums.
         let joins = nv == 2 && tiles.wide && whole > 0 && rest <= tiles.width;
         Panels { count: if rest == 0 || joins { whole } else { whole + 1 }, width, nc }

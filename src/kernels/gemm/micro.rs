@@ -1,6 +1,7 @@
 //! The register tile: the only loop that multiplies, and what happens to its sums before they are stored.
 
 use super::blocking::Tiles;
+use crate::matrix::{MatMut, MatRef};
 use crate::simd::{ByColumn, ByRow, Columns, Element, Kernel, Lanes, Pairs, Row, Rows, RowsMut, Strips};
 
 /// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
@@ -234,6 +235,52 @@ fn offset<V: Lanes, const NV: usize>(v: usize, cols: usize) -> usize {
 #[inline(always)]
 fn len<V: Lanes, const NV: usize>(cols: usize) -> usize {
     if NV == 1 { cols } else { V::WIDTH }
+}
+
+/// A product of a few numbers, row by row and vector by vector: the same chains as a tile's, without its choices.
+pub(super) struct Tiny<'a, T> {
+    pub(super) a: MatRef<'a, T>,
+    pub(super) b: MatRef<'a, T>,
+    pub(super) c: MatMut<'a, T>,
+    pub(super) finish: Finish<'a, T>,
+}
+
+impl<T: Element> Kernel<T> for Tiny<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let Tiny { a, b, mut c, finish } = self;
+        let (m, k, n, rs) = (a.rows(), a.cols(), c.cols(), c.row_stride());
+        for i in 0..m {
+            let mut j = 0;
+            while j < n {
+                let cols = V::WIDTH.min(n - j);
+                let mut sum = V::zero();
+                for p in 0..k {
+                    let x = V::splat(a.data()[i * a.row_stride() + p * a.col_stride()]);
+                    sum = x.mul_add(V::load_partial(&b.data()[p * b.row_stride() + j..][..cols]), sum);
+                }
+                let c = &mut c.data_mut()[i * rs + j..][..cols];
+                if finish.alpha != T::ONE {
+                    sum = sum * V::splat(finish.alpha);
+                }
+                if finish.beta != T::ZERO {
+                    sum = V::splat(finish.beta).mul_add(V::load_partial(c), sum);
+                }
+                match finish.bias {
+                    Bias::None => {}
+                    Bias::OfColumns(bias) => sum = sum + V::load_partial(&bias[j..][..cols]),
+                    Bias::OfRows(bias) => sum = sum + V::splat(bias[i]),
+                }
+                if finish.relu {
+                    sum = sum.gated(sum);
+                }
+                sum.store_partial(c);
+                j += V::WIDTH;
+            }
+        }
+    }
 }
 
 /// Where a tile goes before it is written to a C whose rows are not contiguous: as many elements as the largest has.

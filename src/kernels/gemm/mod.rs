@@ -38,7 +38,7 @@ use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
 use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, PerElement, Rows, RowsMut, Strips};
 use blocking::{FEW, KC, MC, NC, NV, Panels, Tiles};
-use micro::{A, Bias, Buffer, Finish, Scatter, Sweep};
+use micro::{A, Bias, Buffer, Finish, Scatter, Sweep, Tiny};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
 
@@ -111,9 +111,10 @@ pub fn gemm<T: Element>(
         Epilogue::ColumnSums(sums) => {
             if m > 0 && n > 0 && k > 0 && alpha != T::ZERO {
                 let one = [T::ONE];
-                let ones = MatRef::with_strides(&one, 1, k, 1, 0).unwrap_or(a);
+                let ones = MatRef::with_strides(&one, 1, k, 1, 0).expect("one element, repeated");
                 let finish = Finish { beta: T::ONE, alpha, bias: Bias::None, relu: false };
-                product(isa, ones, B::InPlace(b), MatMut::new(sums, 1, n), finish, scratch);
+                let c = MatMut::new(sums, 1, n);
+                T::call::<Multiply>(Whole { isa, a: ones, b: B::InPlace(b), c, finish, scratch: &mut *scratch });
             }
             (Bias::None, false)
         }
@@ -125,15 +126,20 @@ pub fn gemm<T: Element>(
     if k == 0 || alpha == T::ZERO {
         return scale(isa, finish, c);
     }
+    if m * k <= blocking::TINY && n <= blocking::TINY && b.col_stride() == 1 && c.col_stride() == 1 {
+        return isa.run(Tiny { a, b, c, finish });
+    }
     // Tiles are written along rows; a C whose columns are contiguous is the transpose of one whose rows are.
     if c.col_stride() != 1 && (c.row_stride() == 1 || !c.rows_are_apart()) {
         let bias = if let Bias::OfColumns(bias) = bias { Bias::OfRows(bias) } else { Bias::None };
-        product(isa, b.transpose(), B::InPlace(a.transpose()), c.transpose(), Finish { bias, ..finish }, scratch);
+        let (a, b, c, finish) = (b.transpose(), B::InPlace(a.transpose()), c.transpose(), Finish { bias, ..finish });
+        T::call::<Multiply>(Whole { isa, a, b, c, finish, scratch });
     } else {
-        product(isa, a, B::InPlace(b), c, finish, scratch);
+        T::call::<Multiply>(Whole { isa, a, b: B::InPlace(b), c, finish, scratch });
     }
 }
 
+#[inline(always)]
 fn check<T: Element>(
     a: MatRef<'_, T>,
     (b_rows, n): (usize, usize),
@@ -191,14 +197,36 @@ enum B<'a, T> {
     Packed(AllPanels<'a, T>),
 }
 
-fn product<T: Element>(
+/// A product with all that belongs to it.
+struct Whole<'a, T> {
     isa: Isa,
-    a: MatRef<'_, T>,
-    b: B<'_, T>,
-    mut c: MatMut<'_, T>,
-    finish: Finish<'_, T>,
-    scratch: &mut [T],
-) {
+    a: MatRef<'a, T>,
+    b: B<'a, T>,
+    c: MatMut<'a, T>,
+    finish: Finish<'a, T>,
+    scratch: &'a mut [T],
+}
+
+/// Runs a product: compiled here, once for each type, and not again in every crate that multiplies.
+struct Multiply;
+
+impl PerElement for Multiply {
+    type Args<'a, T: Element> = Whole<'a, T>;
+
+    #[inline(never)]
+    fn with_f32(product: Whole<'_, f32>) {
+        run(product);
+    }
+
+    #[inline(never)]
+    fn with_f64(product: Whole<'_, f64>) {
+        run(product);
+    }
+}
+
+#[inline(always)]
+fn run<T: Element>(product: Whole<'_, T>) {
+    let Whole { isa, a, b, mut c, finish, scratch } = product;
     let (m, k, n) = (a.rows(), a.cols(), c.cols());
     let packs_b = match b {
         B::InPlace(b) => b.col_stride() != 1 || !blocking::reads_b_in_place(m, k.min(KC), b.row_stride()),
@@ -209,7 +237,7 @@ fn product<T: Element>(
     let cost = Cost { flops: 2 * m * n * k, bytes: 0 };
     if a_in_place && !packs_b && k <= KC && n <= NC && !parallel::forks(cost) {
         let block = Block { pc: 0, kc: k, jc: 0, nc: n };
-        return T::call::<Multiply>((isa, Product { a, packed_a: None, b, c, i0: 0, finish, block }));
+        return Product { a, packed_a: None, b, c, i0: 0, finish, block }.run(isa);
     }
     let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
     let (b_scratch, a_scratch) = scratch.split_at_mut(kc_most * (nc_most + WIDEST));
@@ -246,7 +274,7 @@ fn product<T: Element>(
                         let i0 = ic + index * rows;
                         let a = a.row_range(i0, i0 + task.c.rows());
                         let packed_a = if a_in_place { None } else { Some(packed_a.data) };
-                        T::call::<Multiply>((isa, Product { a, packed_a, b, c: task.c, i0, finish, block }));
+                        Product { a, packed_a, b, c: task.c, i0, finish, block }.run(isa);
                     },
                 );
             }
@@ -330,23 +358,6 @@ struct Product<'a, T> {
     i0: usize,
     finish: Finish<'a, T>,
     block: Block,
-}
-
-/// Runs a product: compiled here, once for each type, and not again in every crate that multiplies.
-struct Multiply;
-
-impl PerElement for Multiply {
-    type Args<'a, T: Element> = (Isa, Product<'a, T>);
-
-    #[inline(never)]
-    fn with_f32((isa, product): (Isa, Product<'_, f32>)) {
-        product.run(isa);
-    }
-
-    #[inline(never)]
-    fn with_f64((isa, product): (Isa, Product<'_, f64>)) {
-        product.run(isa);
-    }
 }
 
 impl<T: Element> Product<'_, T> {

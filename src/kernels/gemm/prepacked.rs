@@ -1,7 +1,7 @@
 //! B packed once, for many products: the weights of a model that no longer changes.
 
 use super::blocking::{self, NV, Panels, Tiles};
-use super::{B, Bias, Block, Describe, Epilogue, Finish, PackB, check, product, scale};
+use super::{B, Bias, Block, Describe, Epilogue, Finish, Multiply, PackB, Whole, check, scale};
 use crate::error::{Error, Result};
 use crate::matrix::{MatMut, MatRef};
 use crate::simd::{Element, Isa};
@@ -124,7 +124,7 @@ pub fn gemm_packed<T: Element>(
         scale(isa, finish, c);
     } else {
         let panels = AllPanels { panels: b.panels.data(), k: b.k, n: b.n };
-        product(isa, a, B::Packed(panels), c, finish, scratch);
+        T::call::<Multiply>(Whole { isa, a, b: B::Packed(panels), c, finish, scratch });
     }
     Ok(())
 }
