@@ -44,17 +44,24 @@ pub(super) fn rows_alone(kc: usize) -> usize {
     (32_768 / kc).max(96)
 }
 
+/// Rows of C that are finished before the next are begun: few where all of B is in the first cache anyway, so that C and A are
+/// passed through once and in order.
+#[inline(always)]
+pub(super) fn rows_at_once(kc: usize, nc: usize) -> usize {
+    if kc * nc <= 8192 { 24 } else { usize::MAX }
+}
+
 /// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
 /// misses, so not for few rows, nor where all of it is near.
 #[inline(always)]
 pub(super) fn reads_b_in_place(m: usize, kc: usize, row_stride: usize) -> bool {
-    row_stride <= 1024 && (m <= 48 || kc * row_stride <= 32_768)
+    m <= 16 || (row_stride <= 1024 && (m <= 48 || kc * row_stride <= 32_768))
 }
 
 /// Whether A, its rows or columns contiguous, is read where it lies: packing it costs about 12/n of the product.
 #[inline(always)]
 pub(super) fn reads_a_in_place(is_by_column: bool, kc: usize, n: usize) -> bool {
-    n <= 192 || (is_by_column && kc <= 128)
+    n <= 192 || kc <= 32 || (is_by_column && kc <= 128)
 }
 
 /// The register tiles of an instruction set.
@@ -125,11 +132,13 @@ impl Tiles {
             (12, 10) => (5, 2),
             (12, 11) => (6, 1),
             (12, 13 | 14) => (8, 1),
+            (12, 24..) if rest % 12 == 0 => (12, rest / 12),
             (12, 15..) => (12, (rest - 3) / 12),
             (6, 7) => (4, 1),
             (6, 8) => (4, 2),
             (6, 9 | 13) => (5, 1),
             (6, 10) => (5, 2),
+            (6, 12..) if rest % 6 == 0 => (6, rest / 6),
             (6, 14..) => (6, (rest - 8) / 6),
             (4, 5) => (3, 1),
             (4, 8..) => (4, (rest - 2) / 4),

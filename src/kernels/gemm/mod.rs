@@ -376,7 +376,12 @@ impl<T: Element> Product<'_, T> {
         });
         let (rs, cs) = (c.row_stride(), c.col_stride());
         let mut buffer = if cs == 1 { None } else { Some(Buffer::new()) };
-        for j in 0..panels.count {
+        // Strips that are packed are cut already.
+        let at_once = if packed_a.is_some() { m } else { blocking::rows_at_once(kc, nc) };
+        // Rows `top..bottom` are multiplied by panel `j`.
+        let (mut top, mut j) = (0, 0);
+        while top < m {
+            let bottom = m.min(top.saturating_add(at_once));
             let (j0, cols) = panels.part(j);
             let b = match b {
                 B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
@@ -385,9 +390,9 @@ impl<T: Element> Product<'_, T> {
             };
             // Tiles of three vectors are low: several of them make a strip.
             let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };
-            let mut i0 = 0;
-            while i0 < m {
-                let (mr, mut count) = tiles.strips(nv, m - i0);
+            let mut i0 = top;
+            while i0 < bottom {
+                let (mr, mut count) = tiles.strips(nv, bottom - i0);
                 if buffer.is_some() {
                     count = 1;
                 }
@@ -422,6 +427,10 @@ impl<T: Element> Product<'_, T> {
                     done += rows;
                 }
                 i0 += mr * count;
+            }
+            j += 1;
+            if j == panels.count {
+                (top, j) = (bottom, 0);
             }
         }
     }
