@@ -48,7 +48,7 @@ pub(super) fn rows_alone(kc: usize) -> usize {
 /// passed through once and in order.
 #[inline(always)]
 pub(super) fn rows_at_once(kc: usize, nc: usize) -> usize {
-    if kc * nc <= 8192 { 24 } else { usize::MAX }
+    if kc * nc <= 8192 { 48 } else { usize::MAX }
 }
 
 /// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
