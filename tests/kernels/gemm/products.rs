@@ -1,4 +1,4 @@
-//! General matrix multiplication.
+//! `C <- alpha A B + beta C`.
 
 use crate::support::*;
 use evenkeel::Rng;

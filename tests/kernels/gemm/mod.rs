@@ -1,0 +1,3 @@
+//! General matrix multiplication.
+
+mod products;
