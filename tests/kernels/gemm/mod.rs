@@ -1,3 +1,4 @@
 //! General matrix multiplication.
 
+mod case;
 mod products;
