@@ -1,4 +1,5 @@
-//! General matrix multiplication.
+//! General matrix multiplication: products, and what they do besides.
 
 mod case;
+mod epilogues;
 mod products;
