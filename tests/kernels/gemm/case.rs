@@ -165,6 +165,8 @@ pub(super) enum Extra {
 
 impl Extra {
     pub(super) const ALL: [Extra; 4] = [Extra::None, Extra::Bias, Extra::BiasRelu, Extra::ColumnSums];
+    /// Those that a packed B can do.
+    pub(super) const PACKED: [Extra; 3] = [Extra::None, Extra::Bias, Extra::BiasRelu];
 
     pub(super) fn epilogue<T>(self, numbers: &mut [T]) -> Epilogue<'_, T> {
         match self {

@@ -1,5 +1,6 @@
-//! General matrix multiplication: products, and what they do besides.
+//! General matrix multiplication: products, what they do besides, and packed operands.
 
 mod case;
 mod epilogues;
+mod packed;
 mod products;

@@ -1,0 +1,121 @@
+//! Products with a B that was packed beforehand.
+
+use super::case::*;
+use crate::support::*;
+use evenkeel::kernels::gemm::{PackedB, gemm_packed, scratch_len};
+use evenkeel::simd::{Element, with_isa};
+use evenkeel::{Error, Rng};
+
+/// One B packed once, for products of every number of rows in `ms` and every epilogue.
+fn same_bits_as_the_product<T: Element>(ms: &[usize], k: usize, n: usize, rng: &mut Rng) {
+    let drawn = Case::drawn((1, k, n), rng);
+    let cases: Vec<Case> = ms
+        .iter()
+        .flat_map(|&m| {
+            let Case { layouts: [a, _, _], offsets, alpha, beta, .. } = Case::drawn((m, k, n), rng);
+            let c = [Layout::Rows(0), Layout::Rows(m % 7), Layout::SpreadRows(m % 5)][rng.index(3)];
+            let layouts = [a, drawn.layouts[1], c];
+            Extra::PACKED.map(|extra| Case { layouts, offsets, alpha, beta, extra, ..Case::of((m, k, n)) })
+        })
+        .collect();
+    let b = drawn.operands::<T>(Rng::normal).matrices[1].clone();
+    let operands: Vec<_> = cases
+        .iter()
+        .map(|case| {
+            let mut operands = case.operands::<T>(Rng::normal);
+            operands.matrices[1] = b.clone();
+            operands
+        })
+        .collect();
+    sweep::<T>(|_| {
+        let packed = PackedB::new(b.view()).unwrap();
+        assert_eq!((packed.rows(), packed.cols()), (k, n));
+        for (case, operands) in cases.iter().zip(&operands) {
+            let plain = case.run_on(operands, None).bits();
+            case.run_on(operands, Some(&packed)).bits().assert_same(&format!("{case:?}, packed and not"), &plain);
+        }
+    });
+}
+
+fn every_tile<T: Element>() {
+    let mut rng = Rng::new(5, "sizes");
+    let ms: Vec<usize> = (0..=26).chain([48, 49]).collect();
+    for n in (0..=36).chain(47..=49).chain(62..=66) {
+        same_bits_as_the_product::<T>(&ms, [1, 2, 7, 20, 64, 65][n % 6], n, &mut rng);
+    }
+    for k in 0..=70 {
+        same_bits_as_the_product::<T>(&[1, 5, 14], k, 1 + rng.index(70), &mut rng);
+    }
+}
+
+fn every_block<T: Element>() {
+    let mut rng = Rng::new(6, "sizes");
+    for k in [255, 256, 257, 264, 265, 512, 513, 769] {
+        for n in [1, 33, 70] {
+            same_bits_as_the_product::<T>(&[1, 3, 14], k, n, &mut rng);
+        }
+    }
+    for n in [2047, 2048, 2049, 2080, 2081, 4096, 4097, 6145] {
+        same_bits_as_the_product::<T>(&[1, 4], 1 + rng.index(9), n, &mut rng);
+    }
+    same_bits_as_the_product::<T>(&[3], 513, 2049, &mut rng);
+    same_bits_as_the_product::<T>(&[96, 97, 384, 385], 9, 66, &mut rng);
+    same_bits_as_the_product::<T>(&[1536, 1537], 2, 33, &mut rng);
+}
+
+/// Where C may not be split by rows, or the panels are another set's, or the sums of B's columns are asked for: an error each, and
+/// C and the sums are as they were.
+fn what_a_packed_operand_cannot_do_is_an_error<T: Element>() {
+    let case =
+        |layout, extra| Case { layouts: [Layout::Rows(0), Layout::Rows(0), layout], extra, ..Case::of((5, 7, 9)) };
+    let refused = |case: &Case, packed: &PackedB<T>| {
+        let (m, k, n) = case.size;
+        let operands = case.operands::<T>(Rng::normal);
+        let (mut c, mut numbers) = (operands.matrices[2].clone(), operands.numbers.clone());
+        let mut scratch = vec![T::ZERO; scratch_len::<T>(m, k, n)];
+        let (a, epilogue) = (operands.matrices[0].view(), case.extra.epilogue(&mut numbers));
+        let error = gemm_packed(T::ONE, a, packed, T::ZERO, c.view_mut(), epilogue, &mut scratch).unwrap_err();
+        assert_same_bits("C", &bits(&c.buffer), &bits(&operands.matrices[2].buffer));
+        assert_same_bits("numbers", &bits(&numbers), &bits(&operands.numbers));
+        error
+    };
+    let (plain, b) =
+        (case(Layout::Rows(0), Extra::None), case(Layout::Rows(0), Extra::None).operands::<T>(Rng::normal));
+    sweep::<T>(|isa| {
+        let packed = PackedB::new(b.matrices[1].view()).unwrap();
+        for other in isas().into_iter().filter(|&other| other != isa) {
+            let error = with_isa(other, || refused(&plain, &packed));
+            let wanted = format!("packed B is {isa}, but must be packed for {other}: pack it again");
+            assert!(matches!(error, Error::Invalid { .. }) && error.to_string() == wanted, "{error}");
+        }
+        for layout in [Layout::Columns(0), Layout::Columns(5), Layout::SpreadColumns(2)] {
+            for extra in Extra::PACKED {
+                let error = refused(&case(layout, extra), &packed);
+                let is_named = matches!(&error, Error::Shape { what, .. } if what == "C");
+                assert!(is_named && error.to_string().contains("rows that are apart in memory"), "{error}");
+            }
+        }
+        let error = refused(&case(Layout::Rows(0), Extra::ColumnSums), &packed);
+        let wanted = "epilogue is column sums, but must be one that needs no sums of a packed B";
+        assert!(matches!(error, Error::Invalid { .. }) && error.to_string() == wanted, "{error}");
+    });
+}
+
+/// One row, or one column, does not interleave with others.
+fn a_single_row_or_column_may_have_any_stride<T: Element>() {
+    for size in [(1, 7, 40), (30, 7, 1), (1, 300, 1)] {
+        for c in LAYOUTS {
+            for extra in Extra::PACKED {
+                let case = Case { layouts: [Layout::Rows(0), Layout::Columns(0), c], extra, ..Case::of(size) };
+                agree::<T>(&[Case { is_packed: true, ..case }]);
+            }
+        }
+    }
+}
+
+in_both_types!(
+    every_tile,
+    every_block,
+    what_a_packed_operand_cannot_do_is_an_error,
+    a_single_row_or_column_may_have_any_stride,
+);
