@@ -15,6 +15,9 @@ pub(super) const MC: usize = 1536;
 /// Most elements of A, and most columns, of a product for which any thought about tiles would cost more than it saves.
 pub(super) const TINY: usize = 16;
 
+/// Elements of B that the first cache keeps: 32 KiB of f32.
+pub(super) const NEAR: usize = 8192;
+
 /// The block of k: as few as needed, of about the same size.
 #[inline(always)]
 pub(super) fn kc(k: usize) -> usize {
@@ -48,7 +51,7 @@ pub(super) fn rows_alone(kc: usize) -> usize {
 /// passed through once and in order.
 #[inline(always)]
 pub(super) fn rows_at_once(kc: usize, nc: usize) -> usize {
-    if kc * nc <= 8192 { 48 } else { usize::MAX }
+    if kc * nc <= NEAR { 48 } else { usize::MAX }
 }
 
 /// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB

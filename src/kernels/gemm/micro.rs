@@ -30,6 +30,21 @@ impl<'a, T: Element> Finish<'a, T> {
         Finish { alpha: T::ONE, beta: T::ZERO, bias: Bias::None, relu: false }
     }
 
+    /// What becomes of sums: `old` is C's, and what is to be added.
+    #[inline(always)]
+    pub(super) fn apply<V: Lanes<Elem = T>>(self, mut sums: V, old: impl FnOnce() -> V, bias: Option<V>) -> V {
+        if self.alpha != T::ONE {
+            sums = sums * V::splat(self.alpha);
+        }
+        if self.beta != T::ZERO {
+            sums = V::splat(self.beta).mul_add(old(), sums);
+        }
+        if let Some(bias) = bias {
+            sums = sums + bias;
+        }
+        if self.relu { sums.gated(sums) } else { sums }
+    }
+
     /// For what begins at row `i` and column `j`.
     #[inline(always)]
     pub(super) fn at(self, i: usize, j: usize) -> Self {
@@ -262,20 +277,12 @@ impl<T: Element> Kernel<T> for Tiny<'_, T> {
                     sum = x.mul_add(V::load_partial(&b.data()[p * b.row_stride() + j..][..cols]), sum);
                 }
                 let c = &mut c.data_mut()[i * rs + j..][..cols];
-                if finish.alpha != T::ONE {
-                    sum = sum * V::splat(finish.alpha);
-                }
-                if finish.beta != T::ZERO {
-                    sum = V::splat(finish.beta).mul_add(V::load_partial(c), sum);
-                }
-                match finish.bias {
-                    Bias::None => {}
-                    Bias::OfColumns(bias) => sum = sum + V::load_partial(&bias[j..][..cols]),
-                    Bias::OfRows(bias) => sum = sum + V::splat(bias[i]),
-                }
-                if finish.relu {
-                    sum = sum.gated(sum);
-                }
+                let bias = match finish.bias {
+                    Bias::None => None,
+                    Bias::OfColumns(bias) => Some(V::load_partial(&bias[j..][..cols])),
+                    Bias::OfRows(bias) => Some(V::splat(bias[i])),
+                };
+                sum = finish.apply(sum, || V::load_partial(c), bias);
                 sum.store_partial(c);
                 j += V::WIDTH;
             }
@@ -313,23 +320,16 @@ impl<T: Element> Kernel<T> for Scatter<'_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         let Scatter { tile, rows, cols, finish, c, strides: (rs, cs) } = self;
-        let (alpha, beta) = (V::splat(finish.alpha), V::splat(finish.beta));
         for i in 0..rows {
             for j in 0..cols {
                 let element = &mut c[i * rs + j * cs];
                 // The lanes' own operations, so that strides do not change the bits.
-                let mut new = V::splat(tile.0[i * cols + j]) * alpha;
-                if finish.beta != T::ZERO {
-                    new = beta.mul_add(V::splat(*element), new);
-                }
-                match finish.bias {
-                    Bias::None => {}
-                    Bias::OfColumns(bias) => new = new + V::splat(bias[j]),
-                    Bias::OfRows(bias) => new = new + V::splat(bias[i]),
-                }
-                if finish.relu {
-                    new = new.gated(new);
-                }
+                let bias = match finish.bias {
+                    Bias::None => None,
+                    Bias::OfColumns(bias) => Some(V::splat(bias[j])),
+                    Bias::OfRows(bias) => Some(V::splat(bias[i])),
+                };
+                let new = finish.apply(V::splat(tile.0[i * cols + j]), || V::splat(*element), bias);
                 let mut lanes = [T::ZERO; 16];
                 new.store(&mut lanes);
                 *element = lanes[0];

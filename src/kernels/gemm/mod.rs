@@ -50,6 +50,7 @@ mod blocking;
 mod micro;
 mod pack;
 mod prepacked;
+mod thin;
 
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
@@ -58,6 +59,7 @@ use blocking::{FEW, KC, MC, NC, NV, Panels, Tiles};
 use micro::{A, Bias, Buffer, Finish, Scatter, Sweep, Tiny};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
+use thin::{FewColumns, FewRows, NARROW};
 
 /// Elements of the widest vector: by so much less may packed panels fill their scratch than their vectors store.
 const WIDEST: usize = 16;
@@ -206,8 +208,10 @@ impl<T: Send> Split for Tasks<'_, T> {
 /// Where B is read.
 #[derive(Clone, Copy)]
 enum B<'a, T> {
-    /// Where it lies.
+    /// Where it lies, its rows contiguous.
     InPlace(MatRef<'a, T>),
+    /// Where it lies, element by element: a few columns.
+    OneByOne(MatRef<'a, T>),
     /// From the panels of one pass.
     Panels(&'a [T]),
     /// From panels made beforehand.
@@ -245,11 +249,19 @@ impl PerElement for Multiply {
 fn run<T: Element>(product: Whole<'_, T>) {
     let Whole { isa, a, b, mut c, finish, scratch } = product;
     let (m, k, n) = (a.rows(), a.cols(), c.cols());
+    let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
+    let b = match b {
+        B::InPlace(b)
+            if n <= NARROW && a_contiguous && m >= WIDEST && k >= WIDEST && isa.run::<T, _>(Describe).wide =>
+        {
+            B::OneByOne(b)
+        }
+        b => b,
+    };
     let packs_b = match b {
         B::InPlace(b) => b.col_stride() != 1 || !blocking::reads_b_in_place(m, k.min(KC), b.row_stride()),
         _ => false,
     };
-    let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
     let a_in_place = a_contiguous && blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n);
     let cost = Cost { flops: 2 * m * n * k, bytes: 0 };
     if a_in_place && !packs_b && k <= KC && n <= NC && !parallel::forks(cost) {
@@ -384,6 +396,17 @@ impl<T: Element> Product<'_, T> {
         let (a, b, mut c) = (self.a, self.b, self.c);
         let tiles = isa.run::<T, _>(Describe);
         let m = a.rows();
+        match b {
+            B::OneByOne(b) => {
+                let (finish, i0) = (self.finish, self.i0);
+                return isa.run(&mut FewColumns { a, b, pc, kc, c, i0, finish });
+            }
+            B::InPlace(b) if m <= FEW && c.col_stride() == 1 && kc * nc > blocking::NEAR && nc >= tiles.width => {
+                let b = Rows::new(&b.data()[pc * b.row_stride() + jc..], kc, nc, b.row_stride());
+                return isa.run(&mut FewRows { a, b, kc, pc, columns: (jc, nc), c, finish: self.finish });
+            }
+            _ => {}
+        }
         let nv = if matches!(b, B::InPlace(_)) { tiles.nv(m) } else { NV };
         let panels = Panels::new(tiles, nc, nv);
         let nv = if nc <= tiles.width { 1 } else { nv };
@@ -404,6 +427,7 @@ impl<T: Element> Product<'_, T> {
                 B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
                 B::Panels(panels) => in_panel(panels, j0, kc, cols, tiles.width),
                 B::Packed(packed) => in_panel(packed.block(tiles, jc, pc), j0, kc, cols, tiles.width),
+                B::OneByOne(_) => unreachable!("multiplied above"),
             };
             // Tiles of three vectors are low: several of them make a strip.
             let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };
