@@ -177,9 +177,7 @@ impl<T: Element> FewColumns<'_, T> {
         for p in 0..b.len() {
             for g in 0..2 {
                 let column = V::load_up_to(a.slice(p, starts[g], lanes));
-                for j in 0..N {
-                    sums[g][j] = column.mul_add(V::splat(b[p][j]), sums[g][j]);
-                }
+                add(&mut sums[g], column, b[p]);
             }
         }
     }
@@ -187,24 +185,38 @@ impl<T: Element> FewColumns<'_, T> {
     #[inline(always)]
     fn by_row<V: Lanes<Elem = T>, const N: usize>(&self, starts: [usize; 2], b: &[[T; N]], sums: &mut [[V; N]; 2]) {
         let a = Rows::new(&self.a.data()[self.pc..], self.a.rows(), b.len(), self.a.row_stride());
+        // Whole lines of the cache for one group, then for the other: strides of a power of two leave room for few lines at once.
+        let line = 64 / size_of::<T>();
         let mut p = 0;
         while p < b.len() {
-            let steps = V::WIDTH.min(b.len() - p);
+            let end = (p + line).min(b.len());
             for g in 0..2 {
-                let mut square = [V::zero(); 16];
-                for i in 0..V::WIDTH {
-                    square[i] = V::load_up_to(a.slice((starts[g] + i).min(self.a.rows() - 1), p, steps));
-                }
-                V::transpose(&mut square);
-                for u in 0..V::WIDTH {
-                    if u < steps {
-                        for j in 0..N {
-                            sums[g][j] = square[u].mul_add(V::splat(b[p + u][j]), sums[g][j]);
+                let mut q = p;
+                while q < end {
+                    let steps = V::WIDTH.min(end - q);
+                    let mut square = [V::zero(); 16];
+                    if steps == V::WIDTH && self.a.rows() >= V::WIDTH {
+                        for i in 0..V::WIDTH {
+                            square[i] = V::load(a.slice(starts[g] + i, q, V::WIDTH));
+                        }
+                        V::transpose(&mut square);
+                        for u in 0..V::WIDTH {
+                            add(&mut sums[g], square[u], b[q + u]);
+                        }
+                    } else {
+                        for i in 0..V::WIDTH {
+                            let row = (starts[g] + i).min(self.a.rows() - 1);
+                            square[i] = V::load_up_to(a.slice(row, q, steps));
+                        }
+                        V::transpose(&mut square);
+                        for u in 0..steps {
+                            add(&mut sums[g], square[u], b[q + u]);
                         }
                     }
+                    q += steps;
                 }
             }
-            p += steps;
+            p = end;
         }
     }
 
@@ -232,5 +244,13 @@ impl<T: Element> FewColumns<'_, T> {
                 c[(start + i) * rs + j * cs] = new[i];
             }
         }
+    }
+}
+
+/// `sums[j] <- column * row[j] + sums[j]`.
+#[inline(always)]
+fn add<V: Lanes, const N: usize>(sums: &mut [V; N], column: V, row: [V::Elem; N]) {
+    for j in 0..N {
+        sums[j] = column.mul_add(V::splat(row[j]), sums[j]);
     }
 }
