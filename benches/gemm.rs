@@ -1,6 +1,7 @@
 //! Matrix products per instruction set, with the `matrixmultiply` crate beside them, on one thread.
 //!
-//! Criterion prints elements per second, and an element is one operation of the `2 m n k`: Gelem/s is GFLOP/s.
+//! Criterion prints elements per second, and an element is one operation of the `2 m n k`: Gelem/s is GFLOP/s. `gemm_f32/peak/avx2`
+//! is what multiply-adds alone reach, from registers: what the others are a part of (`evenkeel bench gemm` prints the percentage).
 //! Names are `gemm_f32/MxKxN/avx2`. `-dW` and `-dX` are the two products of a layer's backward pass, named after its forward
 //! pass `Y = X W` with X `MxK` and W `KxN`: `dW = X^T dY` and `dX = dY W^T`, the transposes as strides.
 
@@ -9,17 +10,45 @@ mod common;
 use common::{criterion, isas, noise};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
+use evenkeel::machine::probe;
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::simd::{Element, with_isa};
 use evenkeel::tensor::Tensor;
 
-/// Layers of the two fully connected networks: rows of a batch, inputs, outputs.
-const LAYERS: [[usize; 3]; 5] = [[32, 784, 32], [32, 32, 32], [32, 32, 10], [64, 784, 100], [64, 100, 50]];
-/// A convolutional network's first dense layer, a wide layer, a square, and sizes that divide nothing.
-const OTHERS: [[usize; 3]; 4] = [[128, 400, 120], [256, 784, 512], [512, 512, 512], [37, 61, 53]];
+/// Products of networks: rows of a batch, inputs, outputs; each with the two of its backward pass.
+const LAYERS: [[usize; 3]; 13] = [
+    [32, 784, 32],
+    [32, 32, 32],
+    [32, 32, 10],
+    [64, 784, 100],
+    [64, 100, 50],
+    [64, 50, 10],
+    [128, 400, 120],
+    [128, 120, 84],
+    [128, 84, 10],
+    [256, 784, 512],
+    [256, 1024, 1024],
+    [1024, 784, 256],
+    [512, 4608, 512],
+];
+/// Squares, sizes that divide nothing, few rows, few columns, and a few numbers.
+const OTHERS: [[usize; 3]; 10] = [
+    [64, 64, 64],
+    [128, 128, 128],
+    [256, 256, 256],
+    [512, 512, 512],
+    [1024, 1024, 1024],
+    [37, 61, 53],
+    [3, 1000, 1000],
+    [1000, 1000, 3],
+    [512, 4, 512],
+    [3, 2, 5],
+];
 
 fn main() {
     let mut criterion = criterion();
+    peak::<f32>(&mut criterion);
+    peak::<f64>(&mut criterion);
     for size in LAYERS {
         products::<f32>(&mut criterion, size, &[Product::Forward, Product::WeightGradient, Product::InputGradient]);
     }
@@ -30,6 +59,20 @@ fn main() {
         products::<f64>(&mut criterion, size, &[Product::Forward]);
     }
     criterion.final_summary();
+}
+
+/// Multiply-adds from registers.
+fn peak<T: Element>(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group(format!("gemm_{}", T::NAME));
+    let rounds = 1000;
+    for isa in isas(0) {
+        let flops = with_isa(isa, || probe::fma::<T>(rounds));
+        group.throughput(Throughput::Elements(flops as u64));
+        group.bench_function(BenchmarkId::new("peak", isa), |bencher| {
+            with_isa(isa, || bencher.iter(|| probe::fma::<T>(rounds)));
+        });
+    }
+    group.finish();
 }
 
 /// One of the three products of a layer.

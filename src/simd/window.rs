@@ -19,7 +19,7 @@ pub(crate) trait Columns<T>: Copy {
     /// Strip `s`, from its first column on.
     fn strip(self, s: usize) -> Self;
     /// Number of columns.
-    fn count(&self) -> usize;
+    fn len(&self) -> usize;
     /// Element `i` of the first column.
     fn get(&self, i: usize) -> T;
     /// The same without its first column.
@@ -99,7 +99,7 @@ impl<T: Copy> Columns<T> for ByColumn<'_, T> {
         }
     }
     #[inline(always)]
-    fn count(&self) -> usize {
+    fn len(&self) -> usize {
         self.strips.cols
     }
     #[inline(always)]
@@ -125,7 +125,7 @@ impl<T: Copy> Columns<T> for ByRow<'_, T> {
         }
     }
     #[inline(always)]
-    fn count(&self) -> usize {
+    fn len(&self) -> usize {
         self.strips.cols
     }
     #[inline(always)]
@@ -199,7 +199,7 @@ impl<'a, T: Copy, A: Columns<T>> Pairs<'a, T, A> {
     /// If there are not as many columns as rows.
     #[inline(always)]
     pub(crate) fn new(columns: A, rows: Rows<'a, T>) -> Self {
-        assert_eq!(columns.count(), rows.rows);
+        assert_eq!(columns.len(), rows.rows);
         Pairs { columns, rows, left: rows.rows }
     }
 
