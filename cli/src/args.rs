@@ -6,7 +6,7 @@ use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-const EXIT_STATUS: &str = "Exit status: 0 done, 1 training broke down, 2 wrong usage, 3 data missing or unreadable, or a file or \
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 training or a check failed, 2 wrong usage, 3 data missing or unreadable, or a file or \
                            folder that cannot be written.";
 
 /// Trains, compares and measures batch-normalised networks.

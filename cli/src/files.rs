@@ -6,14 +6,21 @@ use std::path::{Path, PathBuf};
 
 /// Puts `bytes` at `path`, replacing what is there; a reader sees the old file or the new one, never a part.
 ///
+/// A link stays and its target is replaced; what is no file of its own (a pipe, a device) is written to as it is.
+///
 /// # Errors
 ///
-/// Whatever creating, writing or renaming reports; then `path` is as it was and nothing is left beside it.
+/// Whatever creating, writing or renaming reports, or that the file there may not be written; then `path` is as it was and nothing
+/// is left beside it.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let part = part_of(path)?;
+    let path = match destination(path)? {
+        Destination::File(path) => path,
+        Destination::Stream => return fs::OpenOptions::new().write(true).open(path)?.write_all(bytes),
+    };
+    let part = part_of(&path)?;
     let result = fs::File::create(&part)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&part, path));
+        .and_then(|()| fs::rename(&part, &path));
     if result.is_err() {
         // The first error is the one to report; the part may not even exist.
         let _ = fs::remove_file(&part);
@@ -27,11 +34,33 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// Whatever creating a file there reports.
 pub(crate) fn check(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
-    }
-    let part = part_of(path)?;
+    let Destination::File(path) = destination(path)? else { return Ok(()) };
+    let part = part_of(&path)?;
     fs::File::create(&part).and_then(|_| fs::remove_file(&part))
+}
+
+/// What a path leads to.
+enum Destination {
+    /// A file that is there or will be, links followed.
+    File(PathBuf),
+    /// A pipe or a device, which has no contents to replace.
+    Stream,
+}
+
+fn destination(path: &Path) -> io::Result<Destination> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")),
+        Ok(found) if !found.is_file() => Ok(Destination::Stream),
+        Ok(found) if found.permissions().readonly() => {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, "there is a file that may only be read"))
+        }
+        Ok(_) => fs::canonicalize(path).map(Destination::File),
+        // A link to what is not there yet, or nothing at all.
+        Err(_) => Ok(Destination::File(match fs::read_link(path) {
+            Ok(target) => path.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => path.to_path_buf(),
+        })),
+    }
 }
 
 /// The hidden file beside `path` that becomes it once it is whole.
@@ -55,6 +84,30 @@ mod tests {
         replace(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_and_devices_are_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        for text in ["made", "replaced"] {
+            replace(&link, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&target).unwrap(), text);
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        }
+        let mut permissions = fs::metadata(&target).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&target, permissions).unwrap();
+        assert!(check(&link).is_err() && replace(&target, b"x").is_err());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "replaced");
+        // A socket is neither file nor folder, and cannot be opened: what matters is that it is still there.
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(replace(&socket, b"x").is_err());
+        assert!(!fs::symlink_metadata(&socket).unwrap().is_file());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]

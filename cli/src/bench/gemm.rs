@@ -79,6 +79,10 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
     let plot = options.plot.as_deref().map(|path| Ok::<_, Failure>((path, picture(path)?))).transpose()?;
     let peers = options.peers.as_deref().map(peers::read).transpose()?.unwrap_or_default();
     if let Some((path, _)) = plot {
+        if options.measure.json.as_deref() == Some(path) {
+            let (what, value) = ("--plot".to_string(), path.display().to_string());
+            return Err(Error::Invalid { what, value, expected: "another file than --json's".to_string() }.into());
+        }
         files::check(path).map_err(Failure::write_named_by("--plot", path))?;
     }
     let mut results = Results::begin(&options.measure)?;

@@ -85,6 +85,9 @@ fn parse(line: &str) -> Result<Option<(Option<String>, Time)>, String> {
         _ => return Err(format!("\"median_us\" is {median}, not a time in microseconds")),
     };
     let name = text("peer")?.filter(|name| !name.is_empty()).map(str::to_string);
+    if let Some(name) = name.as_ref().filter(|name| name.chars().count() > 40 || name.chars().any(char::is_control)) {
+        return Err(format!("\"peer\" is {name:?}, not a name of at most 40 printable characters"));
+    }
     Ok(Some((name, Time { product, element, threads, seconds })))
 }
 
@@ -136,6 +139,7 @@ mod tests {
             (r#"{"case":"gemm","shape":"8x8x8","median_us":"1"}"#, "\"median_us\" is \"1\""),
             (r#"{"case":"gemm","shape":"8x8x8","median_us":0}"#, "\"median_us\" is 0"),
             (r#"{"case":"gemm","shape":"8x8x8","median_us":1,"threads":-1}"#, "\"threads\" is -1"),
+            (r#"{"peer":"\u001b[31m","case":"gemm","shape":"8x8x8","median_us":1}"#, "printable"),
         ] {
             let error = peers(&format!("{good}\n\n{bad}\n{good}")).map(|_| ()).unwrap_err();
             assert!(error.contains("before.jsonl: line 3: ") && error.contains(word), "{bad}: {error}");
