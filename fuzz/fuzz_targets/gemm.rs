@@ -58,9 +58,9 @@ enum Extra {
     ColumnSums,
 }
 
-/// Two workers or more that split everything.
-static THREADS: LazyLock<[Threads; 3]> =
-    LazyLock::new(|| [2, 3, 5].map(|n| Threads::new(n).expect("threads").fork_from(0)));
+/// Workers that split everything.
+static THREADS: LazyLock<[Threads; 2]> =
+    LazyLock::new(|| [2, 3].map(|n| Threads::new(n).expect("threads").fork_from(0)));
 
 /// A matrix somewhere in a slice that is NaN wherever the matrix is not, and ends with it.
 struct Matrix<T> {
@@ -74,7 +74,8 @@ impl<T: Element> Matrix<T> {
     fn new([rows, cols]: [usize; 2], layout: &Layout, mut value: impl FnMut() -> T) -> Self {
         let step = usize::from(layout.step % 3) + 1;
         // Only where that makes no large slice.
-        let wide = if layout.is_wide && rows.min(cols) <= 8 { 1024 } else { 0 };
+        let is_wide = layout.is_wide && if layout.by_columns { cols } else { rows } <= 16;
+        let wide = if is_wide { 1024 } else { 0 };
         let gap = usize::from(layout.gap % 4);
         let outer = |inner: usize| (inner.saturating_sub(1) * step + 1 + gap).max(wide + gap);
         let strides = if layout.by_columns { [step, outer(rows)] } else { [outer(cols), step] };
@@ -189,7 +190,7 @@ fn check<T: Element>(case: &Case) {
     };
     let is_near = |found: f64, expected: f64, bound: f64| (found - expected).abs() <= roundings * T::ROUNDOFF * bound;
 
-    let threads = &THREADS[usize::from(case.threads % 3)];
+    let threads = &THREADS[usize::from(case.threads % 2)];
     let mut fused: Option<Vec<u64>> = None;
     for isa in Isa::available() {
         // C with what lies around it, then the numbers of the epilogue; nothing if a packed B cannot do it.

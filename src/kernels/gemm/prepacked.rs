@@ -26,8 +26,10 @@ impl<T: Element> PackedB<T> {
     pub fn new(b: MatRef<'_, T>) -> Result<Self> {
         let (isa, k, n) = (Isa::current(), b.rows(), b.cols());
         let tiles = isa.run::<T, _>(Describe);
-        let mut panels = Tensor::zeros([k, padded(tiles, n)])?;
         let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
+        // The last block of columns may be narrower than a vector, which its panel is not.
+        let last = n.saturating_sub(1) / nc_most.max(1) * nc_most;
+        let mut panels = Tensor::zeros([k, last + padded(tiles, n - last)])?;
         let mut start = 0;
         for jc in (0..n).step_by(nc_most.max(1)) {
             let nc = nc_most.min(n - jc);

@@ -125,7 +125,7 @@ fn column_sums_are_a_product_with_ones<T: Element>() {
     }
 }
 
-/// Where there is no product B is not read, and neither are the sums: these are NaN here, of one payload that stays.
+/// Where there is no product A and B are not read: they are NaN here. The sums stay, to the sign of a zero.
 fn column_sums_of_no_product_stay<T: Element>() {
     for case in cases_of(Extra::ColumnSums) {
         let (m, k, n) = case.size;
@@ -133,6 +133,7 @@ fn column_sums_of_no_product_stay<T: Element>() {
         let case = Case { alpha, ..case };
         let mut operands = case.operands::<T>(|_| f64::NAN);
         operands.matrices[2] = Matrix::output(case.layouts[2], 0, (m, n), |i, j| (i + j) as f64);
+        operands.numbers = (0..n).map(|j| T::from_f64([-0.0, 0.7, f64::NAN][j % 3])).collect();
         let wanted = case.wanted(&operands).c.0;
         sweep::<T>(|_| {
             let found = case.run(&operands);

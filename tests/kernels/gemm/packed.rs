@@ -63,6 +63,11 @@ fn every_block<T: Element>() {
     same_bits_as_the_product::<T>(&[1536, 1537], 2, 33, &mut rng);
 }
 
+/// So many blocks of columns that the last has a single one: in a panel of its own, as wide as a vector.
+fn a_last_block_narrower_than_a_vector<T: Element>() {
+    same_bits_as_the_product::<T>(&[1], 1, 64 * 2048 + 1, &mut Rng::new(7, "sizes"));
+}
+
 /// Where C may not be split by rows, or the panels are another set's, or the sums of B's columns are asked for: an error each, and
 /// C and the sums are as they were.
 fn what_a_packed_operand_cannot_do_is_an_error<T: Element>() {
@@ -116,6 +121,7 @@ fn a_single_row_or_column_may_have_any_stride<T: Element>() {
 in_both_types!(
     every_tile,
     every_block,
+    a_last_block_narrower_than_a_vector,
     what_a_packed_operand_cannot_do_is_an_error,
     a_single_row_or_column_may_have_any_stride,
 );

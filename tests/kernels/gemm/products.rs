@@ -118,6 +118,18 @@ fn every_way_of_reading_in_place<T: Element>() {
     }
 }
 
+/// Tasks are smaller below 384 rows, so that the narrower side of C may need more scratch than the wider.
+fn the_scratch_asked_for_is_enough<T: Element>() {
+    for (m, k, n) in [(383, 1, 384), (383, 2, 400), (360, 3, 385), (383, 9, 384)] {
+        let (by_rows, by_columns) = ([Layout::Rows(2); 3], [Layout::Columns(2); 3]);
+        agree::<T>(&[
+            Case { layouts: by_rows, ..Case::of((m, k, n)) },
+            Case { layouts: by_columns, ..Case::of((n, k, m)) },
+            Case { layouts: by_rows, is_packed: true, ..Case::of((m, k, n)) },
+        ]);
+    }
+}
+
 /// The distance between two rows means nothing where there is one, nor that between two columns.
 fn strides_that_nothing_uses_may_be_anything<T: Element>() {
     for size @ (m, k, n) in
@@ -323,6 +335,7 @@ in_both_types!(
     every_block_boundary,
     every_cache_block,
     every_way_of_reading_in_place,
+    the_scratch_asked_for_is_enough,
     strides_that_nothing_uses_may_be_anything,
     every_layout_and_scalar,
     layouts_do_not_change_bits,
