@@ -1,17 +1,16 @@
 //! Strided views whose bounds are checked once, when they are made, for loops that step through a matrix.
 //!
 //! Every access still asserts that its row and column lie in the view; those comparisons are between values that the loop
-//! around them knows, so the compiler removes them, where the bounds of a slice would be checked at every step.
+//! around them knows, so the compiler removes them, where the bounds of a slice would be checked at every step. No view is empty:
+//! its first element is always there.
 
 use std::marker::PhantomData;
 
-/// Number of elements from the first to the last of `rows x cols`, both included, if that is a number.
+/// Number of elements from the first to the last of `rows x cols`, both included, if both are there and that is a number.
 #[inline(always)]
 fn span(rows: usize, cols: usize, rs: usize, cs: usize) -> Option<usize> {
-    if rows == 0 || cols == 0 {
-        return Some(0);
-    }
-    (rows - 1).checked_mul(rs)?.checked_add((cols - 1).checked_mul(cs)?)?.checked_add(1)
+    let (down, across) = (rows.checked_sub(1)?.checked_mul(rs)?, cols.checked_sub(1)?.checked_mul(cs)?);
+    down.checked_add(across)?.checked_add(1)
 }
 
 /// Strips of a matrix, each a few rows high, whose columns are stepped through one at a time and read element by element.
@@ -39,14 +38,11 @@ pub(crate) struct Strips {
 }
 
 impl Strips {
-    /// Whether strips of that many elements lie in `len` of them.
+    /// Whether strips of that many elements are there and lie in `len` of them.
     #[inline(always)]
     fn fit(self, strip: Option<usize>, len: usize) -> bool {
-        let Some(strip) = strip else { return false };
-        if self.count == 0 || strip == 0 {
-            return true;
-        }
-        (self.count - 1).checked_mul(self.step).and_then(|last| last.checked_add(strip)).is_some_and(|all| all <= len)
+        let last = self.count.checked_sub(1).and_then(|last| last.checked_mul(self.step));
+        last.zip(strip).and_then(|(last, strip)| last.checked_add(strip)).is_some_and(|all| all <= len)
     }
 }
 
@@ -70,7 +66,7 @@ pub(crate) struct ByRow<'a, T> {
 
 impl<'a, T: Copy> ByColumn<'a, T> {
     /// # Panics
-    /// If the last element lies outside `data`.
+    /// If there is no element, or if the last lies outside `data`.
     #[inline(always)]
     pub(crate) fn new(data: &'a [T], strips: Strips, stride: usize) -> Self {
         assert!(strips.fit(span(strips.rows, strips.cols, 1, stride), data.len()), "window: outside its data");
@@ -80,7 +76,7 @@ impl<'a, T: Copy> ByColumn<'a, T> {
 
 impl<'a, T: Copy> ByRow<'a, T> {
     /// # Panics
-    /// If the last element lies outside `data`.
+    /// If there is no element, or if the last lies outside `data`.
     #[inline(always)]
     pub(crate) fn new(data: &'a [T], strips: Strips, stride: usize) -> Self {
         assert!(strips.fit(span(strips.rows, strips.cols, stride, 1), data.len()), "window: outside its data");
@@ -153,7 +149,7 @@ pub(crate) struct Rows<'a, T> {
 
 impl<'a, T: Copy> Rows<'a, T> {
     /// # Panics
-    /// If the last element lies outside `data`.
+    /// If there is no element, or if the last lies outside `data`.
     #[inline(always)]
     pub(crate) fn new(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(span(rows, cols, stride, 1).is_some_and(|span| span <= data.len()), "window: outside its data");
@@ -234,7 +230,7 @@ pub(crate) struct RowsMut<'a, T> {
 
 impl<'a, T: Copy> RowsMut<'a, T> {
     /// # Panics
-    /// If the last element lies outside `data`.
+    /// If there is no element, or if the last lies outside `data`.
     #[inline(always)]
     pub(crate) fn new(data: &'a mut [T], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(span(rows, cols, stride, 1).is_some_and(|span| span <= data.len()), "window: outside its data");

@@ -61,7 +61,8 @@ pub(super) fn reads_b_in_place(m: usize, kc: usize, row_stride: usize) -> bool {
     m <= 16 || (row_stride <= 1024 && (m <= 48 || kc * row_stride <= 32_768))
 }
 
-/// Whether A, its rows or columns contiguous, is read where it lies: packing it costs about 12/n of the product.
+/// Whether A, its rows or columns contiguous, is read where it lies: packing it is paid back by the columns of C that read it,
+/// so not where they are few, nor where a strip is near anyway.
 #[inline(always)]
 pub(super) fn reads_a_in_place(is_by_column: bool, kc: usize, n: usize) -> bool {
     n <= 192 || kc <= 32 || (is_by_column && kc <= 128)

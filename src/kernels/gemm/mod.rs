@@ -17,10 +17,11 @@
 //! **Tiles divide the shape.** Rows are cut into strips of nearly equal height, because a tile of fewer than eight vectors waits for
 //! its own sums. A panel's last vector ends with its last column and overlaps the one before it, so that nothing is masked: both
 //! compute the same bits for what they share. Three vectors that are left over make one panel; a lone vector, where C is that narrow,
-//! is masked. Products of up to three rows take panels of four vectors.
+//! is masked. Products of up to three rows take panels of four vectors, or are added up row by row of B where B is large; products of
+//! up to four columns take their lanes along the rows of A (`thin`).
 //!
 //! **Packing only where it pays.** B whose rows are contiguous is read in place while it is small or the rows of A are few; A whose
-//! rows or columns are contiguous, while few columns of C read it. Only B transposed is always packed. The limits are in
+//! rows or columns are contiguous, while few columns of C read it. B transposed is packed, unless it has few columns. The limits are in
 //! `blocking`, with their reasons. What is packed goes to scratch that the caller owns.
 //!
 //! **Epilogues** ([`Epilogue`]) are applied after the last block of k, while the tile is in registers.
@@ -37,7 +38,7 @@
 //!
 //! # Cost
 //!
-//! `2 m n k` flops. The tile of 6 x 16 f32 on AVX2 is 12 multiply-adds, 8 loads and 2.5 other instructions for each k: six cycles where
+//! `2 m n k` flops. The tile of 6 x 16 f32 on AVX2 is 12 multiply-adds and 8 loads for each k: six cycles where
 //! two multiply-adds begin in each, so arithmetic is the bound while A and B come from the first two caches. Packing moves `k n`
 //! elements, and `m k` elements for every block of NC columns.
 //!
@@ -61,7 +62,7 @@ use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
 use thin::{FewColumns, FewRows, NARROW};
 
-/// Elements of the widest vector: by so much less may packed panels fill their scratch than their vectors store.
+/// Elements of the widest vector: whole vectors are stored, so packed panels need up to so many elements more than they have.
 const WIDEST: usize = 16;
 
 /// Elements of scratch that [`gemm`] needs for a product of this size.

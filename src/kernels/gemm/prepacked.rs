@@ -31,7 +31,9 @@ impl<T: Element> PackedB<T> {
         let last = n.saturating_sub(1) / nc_most.max(1) * nc_most;
         let mut panels = Tensor::zeros([k, last + padded(tiles, n - last)])?;
         let mut start = 0;
-        for jc in (0..n).step_by(nc_most.max(1)) {
+        // Without rows there is nothing to pack, however many columns are claimed.
+        let columns = if k == 0 { 0 } else { n };
+        for jc in (0..columns).step_by(nc_most.max(1)) {
             let nc = nc_most.min(n - jc);
             for pc in (0..k).step_by(kc_most.max(1)) {
                 let kc = kc_most.min(k - pc);
