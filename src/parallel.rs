@@ -201,6 +201,11 @@ fn within<R>(scope: Scope, f: impl FnOnce() -> R) -> R {
 pub(crate) trait Split: Sized + Send {
     /// The first `at` blocks, and the rest.
     fn split(self, at: usize) -> (Self, Self);
+
+    /// Where to cut `count` blocks, at least two of them, in about equal parts.
+    fn middle(&self, count: usize) -> usize {
+        count / 2
+    }
 }
 
 /// A slice in blocks of `block` elements, the last one shorter.
@@ -236,6 +241,10 @@ impl<A: Split, B: Split> Split for (A, B) {
         let (b0, b1) = self.1.split(at);
         ((a0, b0), (a1, b1))
     }
+
+    fn middle(&self, count: usize) -> usize {
+        self.0.middle(count)
+    }
 }
 
 impl<A: Split> Split for Option<A> {
@@ -248,6 +257,10 @@ impl<A: Split> Split for Option<A> {
             }
         }
     }
+
+    fn middle(&self, count: usize) -> usize {
+        self.as_ref().map_or(count / 2, |work| work.middle(count))
+    }
 }
 
 /// Whether work of this cost is split, where there is something to split.
@@ -259,38 +272,28 @@ pub(crate) fn forks(cost: Cost) -> bool {
 
 /// Calls `f(index, block)` for each of `count` blocks of `work`, on several threads where `cost` says that it pays.
 pub(crate) fn for_each<W: Split>(count: usize, cost: Cost, work: W, f: impl Fn(usize, W) + Sync) {
-    if count > 1 && forks(cost) {
-        halve(0, count, work, &f);
-    } else {
-        each(0, count, work, &f);
+    if count > 0 {
+        halve(0, count, work, &f, count > 1 && forks(cost));
     }
 }
 
-fn each<W: Split>(first: usize, count: usize, work: W, f: &impl Fn(usize, W)) {
-    let mut rest = work;
-    for index in first..first + count {
-        if index + 1 == first + count {
-            return f(index, rest);
-        }
-        let (block, tail) = rest.split(1);
-        f(index, block);
-        rest = tail;
+fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync), forks: bool) {
+    if count == 1 {
+        return f(first, work);
     }
-}
-
-fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync)) {
-    if count <= 1 {
-        return each(first, count, work, f);
-    }
-    let left = count / 2;
+    let left = work.middle(count);
     let (a, b) = work.split(left);
+    if !forks {
+        halve(first, left, a, f, false);
+        return halve(first + left, count - left, b, f, false);
+    }
     rayon::join_context(
-        |_| halve(first, left, a, f),
+        |_| halve(first, left, a, f, true),
         |context| {
             if context.migrated() {
                 MIGRATED.fetch_add(1, Ordering::Relaxed);
             }
-            halve(first + left, count - left, b, f);
+            halve(first + left, count - left, b, f, true);
         },
     );
 }

@@ -13,10 +13,25 @@ fn span(rows: usize, cols: usize, rs: usize, cs: usize) -> Option<usize> {
     down.checked_add(across)?.checked_add(1)
 }
 
+/// The same pointer, of unknown origin to the compiler: it stays in a register through a loop, where it would be computed anew from
+/// others at every step, at the cost of registers for vectors.
+#[inline(always)]
+fn opaque<T>(pointer: *const T) -> *const T {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        let mut pointer = pointer;
+        // SAFETY: no instruction.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+        pointer
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    pointer
+}
+
 /// Strips of a matrix, each a few rows high, whose columns are stepped through one at a time and read element by element.
 pub(crate) trait Columns<T>: Copy {
-    /// Strip `s`, from its first column on.
-    fn strip(self, s: usize) -> Self;
+    /// The first `rows` rows of strip `s`, from its first column on.
+    fn strip(self, s: usize, rows: usize) -> Self;
     /// Number of columns.
     fn len(&self) -> usize;
     /// Element `i` of the first column.
@@ -58,7 +73,8 @@ pub(crate) struct ByColumn<'a, T> {
 /// Strips whose rows are contiguous: element (i, j) of strip s is `data[s * step + i * stride + j]`.
 #[derive(Clone, Copy)]
 pub(crate) struct ByRow<'a, T> {
-    start: *const T,
+    /// Every third row: an address has room for 0, 1 and 2 times a stride and not for 3.
+    starts: [*const T; 4],
     strips: Strips,
     stride: usize,
     data: PhantomData<&'a [T]>,
@@ -80,19 +96,16 @@ impl<'a, T: Copy> ByRow<'a, T> {
     #[inline(always)]
     pub(crate) fn new(data: &'a [T], strips: Strips, stride: usize) -> Self {
         assert!(strips.fit(span(strips.rows, strips.cols, stride, 1), data.len()), "window: outside its data");
-        ByRow { start: data.as_ptr(), strips, stride, data: PhantomData }
+        ByRow { starts: [data.as_ptr(); 4], strips, stride, data: PhantomData }
     }
 }
 
 impl<T: Copy> Columns<T> for ByColumn<'_, T> {
     #[inline(always)]
-    fn strip(self, s: usize) -> Self {
-        assert!(s < self.strips.count);
-        ByColumn {
-            start: self.start.wrapping_add(s * self.strips.step),
-            strips: Strips { count: 1, ..self.strips },
-            ..self
-        }
+    fn strip(self, s: usize, rows: usize) -> Self {
+        assert!(s < self.strips.count && rows <= self.strips.rows);
+        let start = self.start.wrapping_add(s * self.strips.step);
+        ByColumn { start, strips: Strips { count: 1, rows, ..self.strips }, ..self }
     }
     #[inline(always)]
     fn len(&self) -> usize {
@@ -112,13 +125,11 @@ impl<T: Copy> Columns<T> for ByColumn<'_, T> {
 
 impl<T: Copy> Columns<T> for ByRow<'_, T> {
     #[inline(always)]
-    fn strip(self, s: usize) -> Self {
-        assert!(s < self.strips.count);
-        ByRow {
-            start: self.start.wrapping_add(s * self.strips.step),
-            strips: Strips { count: 1, ..self.strips },
-            ..self
-        }
+    fn strip(self, s: usize, rows: usize) -> Self {
+        assert!(s < self.strips.count && rows <= self.strips.rows);
+        let start = self.starts[0].wrapping_add(s * self.strips.step);
+        let starts = [0, 3, 6, 9].map(|i| opaque(start.wrapping_add(i * self.stride)));
+        ByRow { starts, strips: Strips { count: 1, rows, ..self.strips }, ..self }
     }
     #[inline(always)]
     fn len(&self) -> usize {
@@ -127,13 +138,12 @@ impl<T: Copy> Columns<T> for ByRow<'_, T> {
     #[inline(always)]
     fn get(&self, i: usize) -> T {
         assert!(i < self.strips.rows);
-        // Two steps, because an address has room for 0, 1, 2 and 4 times a stride and not for 3 and 5.
-        // SAFETY: the first column's elements lie in `data`: checked by `new`, and by the caller of `rest`.
-        unsafe { *self.start.add(i / 3 * 3 * self.stride).add(i % 3 * self.stride) }
+        // SAFETY: the first column's elements lie in `data`: checked by `new`, and by the caller of `rest`; `strip` made the starts.
+        unsafe { *self.starts[i / 3].add(i % 3 * self.stride) }
     }
     #[inline(always)]
     unsafe fn rest(self) -> Self {
-        ByRow { start: self.start.wrapping_add(1), ..self }
+        ByRow { starts: self.starts.map(|start| start.wrapping_add(1)), ..self }
     }
 }
 
@@ -165,6 +175,45 @@ impl<'a, T: Copy> Rows<'a, T> {
     }
 }
 
+/// Several [`Rows`] of one size, `step` elements apart: the panels of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a, T> {
+    first: Rows<'a, T>,
+    count: usize,
+    step: usize,
+}
+
+impl<'a, T: Copy> Panels<'a, T> {
+    /// # Panics
+    /// If there is no element, or if the last lies outside `data`.
+    #[inline(always)]
+    pub(crate) fn new(
+        data: &'a [T],
+        (count, step): (usize, usize),
+        (rows, cols): (usize, usize),
+        stride: usize,
+    ) -> Self {
+        let last = count.checked_sub(1).and_then(|last| last.checked_mul(step));
+        let all = last.zip(span(rows, cols, stride, 1)).and_then(|(last, panel)| last.checked_add(panel));
+        assert!(all.is_some_and(|all| all <= data.len()), "window: outside its data");
+        let first = Rows { start: data.as_ptr(), rows, cols, stride, data: PhantomData };
+        Panels { first, count, step }
+    }
+
+    /// How many there are.
+    #[inline(always)]
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The first `cols` columns of panel `p`.
+    #[inline(always)]
+    pub(crate) fn get(&self, p: usize, cols: usize) -> Rows<'a, T> {
+        assert!(p < self.count && 0 < cols && cols <= self.first.cols);
+        Rows { start: self.first.start.wrapping_add(p * self.step), cols, ..self.first }
+    }
+}
+
 /// A row of [`Rows`].
 #[derive(Clone, Copy)]
 pub(crate) struct Row<'a, T> {
@@ -183,11 +232,13 @@ impl<'a, T: Copy> Row<'a, T> {
     }
 }
 
-/// The columns of one matrix and the rows of another, side by side.
+/// The columns of one matrix and the rows of another, side by side, in groups of any sizes: whether so many are left is asked once
+/// for each group.
 pub(crate) struct Pairs<'a, T, A> {
     columns: A,
     rows: Rows<'a, T>,
-    left: usize,
+    /// In the group, and behind it.
+    left: (usize, usize),
 }
 
 impl<'a, T: Copy, A: Columns<T>> Pairs<'a, T, A> {
@@ -196,20 +247,25 @@ impl<'a, T: Copy, A: Columns<T>> Pairs<'a, T, A> {
     #[inline(always)]
     pub(crate) fn new(columns: A, rows: Rows<'a, T>) -> Self {
         assert_eq!(columns.len(), rows.rows);
-        Pairs { columns, rows, left: rows.rows }
+        Pairs { columns, rows, left: (0, rows.rows) }
     }
 
-    /// Number of pairs that are left.
+    /// Begins a group of `count` pairs, if so many are left.
     #[inline(always)]
-    pub(crate) fn left(&self) -> usize {
-        self.left
+    pub(crate) fn begin(&mut self, count: usize) -> bool {
+        let all = self.left.0 + self.left.1;
+        if all < count {
+            return false;
+        }
+        self.left = (count, all - count);
+        true
     }
 
-    /// The next column, as the first of what follows, and the next row.
+    /// The next column of the group, as the first of what follows, and the next row.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> (A, Row<'a, T>) {
-        assert!(self.left > 0);
-        self.left -= 1;
+        assert!(self.left.0 > 0);
+        self.left.0 -= 1;
         let row = Row { start: self.rows.start, cols: self.rows.cols, data: PhantomData };
         let pair = (self.columns, row);
         // SAFETY: the result is read only where a column is left, as `left` counts.
@@ -237,11 +293,17 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         RowsMut { start: data.as_mut_ptr(), rows, cols, stride, data: PhantomData }
     }
 
-    /// `count` rows from row `i` on.
     #[inline(always)]
-    pub(crate) fn part(&mut self, i: usize, count: usize) -> RowsMut<'_, T> {
-        assert!(i < self.rows && count <= self.rows - i);
-        RowsMut { start: self.start.wrapping_add(i * self.stride), rows: count, ..*self }
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// `rows` rows from row `i` on, of `cols` columns from column `j` on.
+    #[inline(always)]
+    pub(crate) fn block(&mut self, (i, rows): (usize, usize), (j, cols): (usize, usize)) -> RowsMut<'_, T> {
+        assert!(rows > 0 && i < self.rows && rows <= self.rows - i);
+        assert!(cols > 0 && j < self.cols && cols <= self.cols - j);
+        RowsMut { start: self.start.wrapping_add(i * self.stride + j), rows, cols, ..*self }
     }
 
     /// Asks for row `i` to be brought near, to be written soon.
@@ -264,5 +326,103 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         // SAFETY: the elements lie between the first and the last, which lie in `data` (checked by `new`), which is borrowed
         // mutably by `self`, as `self` is by the slice.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.stride + j), len) }
+    }
+}
+
+/// A matrix with any strides that give every element a place of its own, to write: it can be cut between rows and between columns,
+/// even where those interleave in memory, and the parts be given to several threads.
+pub(crate) struct CellsMut<'a, T> {
+    start: *mut T,
+    rows: usize,
+    cols: usize,
+    rs: usize,
+    cs: usize,
+    data: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it borrows its elements mutably, and no other view has them.
+unsafe impl<T: Send> Send for CellsMut<'_, T> {}
+
+impl<'a, T: Copy> CellsMut<'a, T> {
+    /// Element (i, j) is `data[i * rs + j * cs]`.
+    ///
+    /// # Panics
+    /// If there is no element, if the last lies outside `data`, or if two could share a place.
+    #[inline(always)]
+    pub(crate) fn new(data: &'a mut [T], (rows, cols): (usize, usize), (rs, cs): (usize, usize)) -> Self {
+        assert!(span(rows, cols, rs, cs).is_some_and(|span| span <= data.len()), "window: outside its data");
+        // The products are less than the span.
+        let by_row = (cols == 1 || cs > 0) && (rows == 1 || rs > (cols - 1) * cs);
+        let by_column = (rows == 1 || rs > 0) && (cols == 1 || cs > (rows - 1) * rs);
+        assert!(by_row || by_column, "window: elements that share a place");
+        CellsMut { start: data.as_mut_ptr(), rows, cols, rs, cs, data: PhantomData }
+    }
+
+    #[inline(always)]
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[inline(always)]
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether the elements of a row follow one another.
+    #[inline(always)]
+    pub(crate) fn has_contiguous_rows(&self) -> bool {
+        self.cs == 1
+    }
+
+    /// The first `at` rows, and the rest.
+    ///
+    /// # Panics
+    /// If one of them would be empty.
+    #[inline(always)]
+    pub(crate) fn split_rows(self, at: usize) -> (Self, Self) {
+        assert!(0 < at && at < self.rows);
+        let below = self.start.wrapping_add(at * self.rs);
+        (CellsMut { rows: at, ..self }, CellsMut { start: below, rows: self.rows - at, ..self })
+    }
+
+    /// The first `at` columns, and the rest.
+    ///
+    /// # Panics
+    /// If one of them would be empty.
+    #[inline(always)]
+    pub(crate) fn split_cols(self, at: usize) -> (Self, Self) {
+        assert!(0 < at && at < self.cols);
+        let right = self.start.wrapping_add(at * self.cs);
+        (CellsMut { cols: at, ..self }, CellsMut { start: right, cols: self.cols - at, ..self })
+    }
+
+    /// `rows` rows from row `i` on, of `cols` columns from column `j` on, for a shorter time.
+    ///
+    /// # Panics
+    /// If they are not there, or none.
+    #[inline(always)]
+    pub(crate) fn block(&mut self, (i, rows): (usize, usize), (j, cols): (usize, usize)) -> CellsMut<'_, T> {
+        assert!(rows > 0 && i < self.rows && rows <= self.rows - i);
+        assert!(cols > 0 && j < self.cols && cols <= self.cols - j);
+        CellsMut { start: self.start.wrapping_add(i * self.rs + j * self.cs), rows, cols, ..*self }
+    }
+
+    /// The same elements by rows.
+    ///
+    /// # Panics
+    /// If a row's elements do not follow one another.
+    #[inline(always)]
+    pub(crate) fn into_rows(self) -> RowsMut<'a, T> {
+        assert!(self.has_contiguous_rows());
+        RowsMut { start: self.start, rows: self.rows, cols: self.cols, stride: self.rs, data: PhantomData }
+    }
+
+    /// Element (i, j).
+    #[inline(always)]
+    pub(crate) fn at(&mut self, i: usize, j: usize) -> &mut T {
+        assert!(i < self.rows && j < self.cols);
+        // SAFETY: the element lies in `data` (checked by `new`), which is borrowed mutably by `self`; parts that were cut off have
+        // other elements, and no two elements share a place (checked by `new`).
+        unsafe { &mut *self.start.add(i * self.rs + j * self.cs) }
     }
 }

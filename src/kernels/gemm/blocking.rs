@@ -3,31 +3,24 @@
 //! The block of k decides in which order products are added, so it follows from k alone: results may not depend on the machine.
 //! The other sizes decide only when a number is computed.
 
+use crate::machine;
 use crate::simd::Lanes;
+use std::sync::OnceLock;
 
 /// Most of k in one pass over the operands: `KC` rows of a panel of B, 64 bytes wide, are half of a 32 KiB L1 cache.
 pub(super) const KC: usize = 256;
-/// Most columns of B in one pass: `KC x NC` f32 are 2 MiB, a fair part of the last cache.
+/// Most columns of B in one pass, whatever the caches.
 pub(super) const NC: usize = 2048;
-/// Most rows of A in one pass.
+/// Most rows of A in one pass that is shared between threads.
 pub(super) const MC: usize = 1536;
 
 /// Most elements of A, and most columns, of a product for which any thought about tiles would cost more than it saves.
 pub(super) const TINY: usize = 16;
 
-/// Elements of B that the first cache keeps: 32 KiB of f32.
-pub(super) const NEAR: usize = 8192;
-
 /// The block of k: as few as needed, of about the same size.
 #[inline(always)]
 pub(super) fn kc(k: usize) -> usize {
     even(k, KC, 8)
-}
-
-/// The block of columns.
-#[inline(always)]
-pub(super) fn nc(n: usize) -> usize {
-    even(n, NC, 32)
 }
 
 /// `total` in as few parts of at most `most` as needed, all but the last of one size, a multiple of `unit`, which divides `most`.
@@ -36,29 +29,74 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
     if total <= most { total } else { total.div_ceil(total.div_ceil(most)).next_multiple_of(unit) }
 }
 
-/// Rows of C in one task, where they are shared between threads: few where there are few, so that there is something to share.
-pub(super) fn rows_per_task(m: usize) -> usize {
-    if m >= 384 { 96 } else { 24 }
+/// Panels of B that are packed in one task.
+pub(super) const PANELS_TOGETHER: usize = 8;
+
+/// Rows of C that are finished before the next are begun, where all of B is in the first cache but its panels differ in width.
+pub(super) const ROWS_AT_ONCE: usize = 48;
+
+/// Rows and panels of one task, where a pass is shared between threads: of about equal size, many enough that no thread waits long for
+/// the last one, and at least 2^18 multiply-adds each, where there are so many, so that handing them out costs little.
+pub(super) fn task(mc: usize, kc: usize, cut: Cut) -> (usize, usize) {
+    let rows = mc.div_ceil(mc.div_ceil(48));
+    let cols = (1 << 22) / (rows * kc).max(1);
+    (rows, (cols.clamp(128, 512) / cut.width).max(1))
 }
 
-/// Rows of C in one task of a thread that has all to itself: their A, f32, is 128 KiB, which the second cache keeps while all panels
-/// of B pass by.
-pub(super) fn rows_alone(kc: usize) -> usize {
-    (32_768 / kc).max(96)
+/// Bytes of the caches, in which operands are to stay.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caches {
+    first: usize,
+    second: usize,
+    last: usize,
 }
 
-/// Rows of C that are finished before the next are begun: few where all of B is in the first cache anyway, so that C and A are
-/// passed through once and in order.
-#[inline(always)]
-pub(super) fn rows_at_once(kc: usize, nc: usize) -> usize {
-    if kc * nc <= NEAR { 48 } else { usize::MAX }
-}
+impl Caches {
+    /// Those of this machine, looked up once; usual ones where the system does not tell.
+    #[inline(always)]
+    pub(super) fn found() -> Caches {
+        static FOUND: OnceLock<Caches> = OnceLock::new();
+        *FOUND.get_or_init(|| Caches::of(&machine::caches()))
+    }
 
-/// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
-/// misses, so not for few rows, nor where all of it is near.
-#[inline(always)]
-pub(super) fn reads_b_in_place(m: usize, kc: usize, row_stride: usize) -> bool {
-    m <= 16 || (row_stride <= 1024 && (m <= 48 || kc * row_stride <= 32_768))
+    /// Within sane limits: a virtual machine may claim anything.
+    fn of(found: &[machine::Cache]) -> Caches {
+        let bytes = |level| found.iter().find(|cache| cache.level == level).map(|cache| cache.bytes);
+        let second = bytes(2).unwrap_or(256 << 10).clamp(128 << 10, 4 << 20);
+        Caches {
+            first: bytes(1).unwrap_or(32 << 10).clamp(16 << 10, 128 << 10),
+            second,
+            last: bytes(3).unwrap_or(second).clamp(1 << 20, 64 << 20),
+        }
+    }
+
+    /// The block of columns: B's part is a sixteenth of the last cache, which others use as well.
+    #[inline(always)]
+    pub(super) fn nc<T>(self, n: usize) -> usize {
+        // A power of two, at least 256 for the widest element and the smallest cache.
+        let most = 1 << (self.last / 16 / (KC * size_of::<T>())).clamp(256, NC).ilog2();
+        even(n, most, 32)
+    }
+
+    /// Rows of C in one pass of a thread that has all to itself: their A is a quarter of the second cache, which keeps it while all
+    /// panels of B pass by.
+    #[inline(always)]
+    pub(super) fn rows<T>(self, kc: usize) -> usize {
+        (self.second / 4 / (kc * size_of::<T>())).clamp(48, MC)
+    }
+
+    /// Whether so many elements stay in the first cache.
+    #[inline(always)]
+    pub(super) fn keep_near<T>(self, elements: usize) -> bool {
+        elements.saturating_mul(size_of::<T>()) <= self.first
+    }
+
+    /// Whether B, its rows contiguous, is read where it lies: packing it costs 1/m of the product and pays by fewer cache and TLB
+    /// misses, so not for few rows, nor where all of it is near.
+    #[inline(always)]
+    pub(super) fn reads_b_in_place<T>(self, m: usize, kc: usize, row_stride: usize) -> bool {
+        m <= 16 || (row_stride <= 1024 && (m <= 48 || kc * row_stride * size_of::<T>() <= self.second / 4))
+    }
 }
 
 /// Whether A, its rows or columns contiguous, is read where it lies: packing it is paid back by the columns of C that read it,
@@ -151,16 +189,17 @@ impl Tiles {
     }
 }
 
-/// The panels of B: as many columns as a register tile is wide, the last one as wide as is left.
+/// How columns are cut into panels: as many as a register tile is wide, the last one as wide as is left.
 #[derive(Clone, Copy)]
-pub(super) struct Panels {
+pub(super) struct Cut {
     pub(super) count: usize,
-    width: usize,
+    /// Columns of all panels but the last.
+    pub(super) width: usize,
     nc: usize,
 }
 
-impl Panels {
-    /// The panels of `nc` columns, `nv` vectors wide.
+impl Cut {
+    /// `nc` columns in panels of `nv` vectors.
     #[inline(always)]
     pub(super) fn new(tiles: Tiles, nc: usize, nv: usize) -> Self {
         let width = nv * tiles.width;
@@ -168,7 +207,7 @@ impl Panels {
         let (whole, rest) = (nc >> width.trailing_zeros(), nc & (width - 1));
         // A rest of one vector joins the panel before it: a tile of one would wait for its own sums.
         let joins = nv == 2 && tiles.wide && whole > 0 && rest <= tiles.width;
-        Panels { count: if rest == 0 || joins { whole } else { whole + 1 }, width, nc }
+        Cut { count: if rest == 0 || joins { whole } else { whole + 1 }, width, nc }
     }
 
     /// First column and number of columns of panel `j`.
@@ -176,5 +215,12 @@ impl Panels {
     pub(super) fn part(self, j: usize) -> (usize, usize) {
         let start = j * self.width;
         (start, if j + 1 == self.count { self.nc - start } else { self.width })
+    }
+
+    /// How many panels from `j` on, before panel `end`, are as wide as panel `j`.
+    #[inline(always)]
+    pub(super) fn alike(self, j: usize, end: usize) -> usize {
+        let last_differs = self.count * self.width != self.nc;
+        if end == self.count && last_differs && end - j > 1 { end - j - 1 } else { end - j }
     }
 }

@@ -2,7 +2,9 @@
 
 use super::blocking::Tiles;
 use crate::matrix::{MatMut, MatRef};
-use crate::simd::{ByColumn, ByRow, Columns, Element, Kernel, Lanes, Pairs, Row, Rows, RowsMut, Strips};
+use crate::simd::{
+    ByColumn, ByRow, CellsMut, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut, Strips,
+};
 
 /// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
 #[derive(Clone, Copy)]
@@ -50,31 +52,27 @@ impl<'a, T: Element> Finish<'a, T> {
     pub(super) fn at(self, i: usize, j: usize) -> Self {
         let bias = match self.bias {
             Bias::OfColumns(bias) => Bias::OfColumns(&bias[j..]),
-            bias => bias,
+            Bias::OfRows(bias) => Bias::OfRows(&bias[i..]),
+            Bias::None => Bias::None,
         };
-        Finish { bias, ..self }.below(i)
-    }
-
-    /// For what begins at row `i`.
-    #[inline(always)]
-    fn below(self, i: usize) -> Self {
-        match self.bias {
-            Bias::OfRows(bias) => Finish { bias: Bias::OfRows(&bias[i..]), ..self },
-            _ => self,
-        }
+        Finish { bias, ..self }
     }
 }
 
-/// Strips of A of one height times a panel of B.
+/// Strips of A of one height times panels of B of one width.
 pub(super) struct Sweep<'a, T> {
     pub(super) a: A<'a, T>,
     /// How many strips there are, and of how many rows.
     pub(super) strips: Strips,
-    pub(super) b: Rows<'a, T>,
+    pub(super) b: Panels<'a, T>,
+    /// Columns of a panel.
     pub(super) cols: usize,
+    /// All rows of the strips, all columns of the panels.
     pub(super) c: RowsMut<'a, T>,
-    /// Rows from one strip's C to the next one's.
-    pub(super) step: usize,
+    /// Rows from one strip's C to the next one's, and columns from one panel's to the next one's.
+    pub(super) step: (usize, usize),
+    /// Whether a panel is multiplied by all strips before the next one is, or a strip by all panels.
+    pub(super) by_panel: bool,
     pub(super) finish: Finish<'a, T>,
 }
 
@@ -121,9 +119,25 @@ impl<T: Element> Sweep<'_, T> {
 
     #[inline(always)]
     fn tile<V: Lanes<Elem = T>, A: Columns<T>, const MR: usize, const NV: usize>(&mut self, a: A) {
-        for s in 0..self.strips.count {
-            let c = self.c.part(s * self.step, MR);
-            tile::<V, A, MR, NV>(a.strip(s), self.b, self.cols, self.finish.below(s * self.step), c);
+        let Sweep { strips, b, cols, step, by_panel, finish, .. } = *self;
+        let (strips, panels) = (strips.count, b.count());
+        let (mut s, mut p) = (0, 0);
+        while s < strips && p < panels {
+            let (i, j) = (s * step.0, p * step.1);
+            let c = self.c.block((i, MR), (j, cols));
+            tile::<V, A, MR, NV>(a.strip(s, MR), b.get(p, cols), cols, finish.at(i, j), c);
+            // One loop for both orders, so that the tile is there once.
+            if by_panel {
+                s += 1;
+                if s == strips {
+                    (s, p) = (0, p + 1);
+                }
+            } else {
+                p += 1;
+                if p == panels {
+                    (s, p) = (s + 1, 0);
+                }
+            }
         }
     }
 }
@@ -152,13 +166,13 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     let mut acc = [[V::zero(); NV]; MR];
     let mut pairs = Pairs::new(a, b);
     if NV == 2 && MR >= 4 {
-        while pairs.left() >= UNROLL {
+        while pairs.begin(UNROLL) {
             for _ in 0..UNROLL {
                 step(&mut acc, pairs.take(), cols);
             }
         }
     }
-    while pairs.left() > 0 {
+    while pairs.begin(1) {
         step(&mut acc, pairs.take(), cols);
     }
     if finish.alpha != V::Elem::ONE {
@@ -294,6 +308,10 @@ impl<T: Element> Kernel<T> for Tiny<'_, T> {
 pub(super) struct Buffer<T>([T; 12 * 32]);
 
 impl<T: Element> Buffer<T> {
+    /// Rows and columns that have room.
+    pub(super) const ROWS: usize = 12;
+    pub(super) const COLS: usize = 32;
+
     pub(super) fn new() -> Self {
         Buffer([T::ZERO; 12 * 32])
     }
@@ -304,14 +322,11 @@ impl<T: Element> Buffer<T> {
     }
 }
 
-/// Finishes a tile and writes it to `c[i * rs + j * cs]`, element by element.
+/// Finishes a tile and writes it to C, element by element.
 pub(super) struct Scatter<'a, T> {
     pub(super) tile: &'a Buffer<T>,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
     pub(super) finish: Finish<'a, T>,
-    pub(super) c: &'a mut [T],
-    pub(super) strides: (usize, usize),
+    pub(super) c: CellsMut<'a, T>,
 }
 
 impl<T: Element> Kernel<T> for Scatter<'_, T> {
@@ -319,10 +334,11 @@ impl<T: Element> Kernel<T> for Scatter<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Scatter { tile, rows, cols, finish, c, strides: (rs, cs) } = self;
-        for i in 0..rows {
+        let Scatter { tile, finish, mut c } = self;
+        let cols = c.cols();
+        for i in 0..c.rows() {
             for j in 0..cols {
-                let element = &mut c[i * rs + j * cs];
+                let element = c.at(i, j);
                 // The lanes' own operations, so that strides do not change the bits.
                 let bias = match finish.bias {
                     Bias::None => None,

@@ -55,8 +55,8 @@ mod thin;
 
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
-use crate::simd::{ByColumn, ByRow, Element, Isa, Kernel, Lanes, PerElement, Rows, RowsMut, Strips};
-use blocking::{FEW, KC, MC, NC, NV, Panels, Tiles};
+use crate::simd::{ByColumn, ByRow, CellsMut, Element, Isa, Kernel, Lanes, Panels, PerElement, Rows, Strips};
+use blocking::{Caches, Cut, FEW, KC, MC, NC, NV, Tiles};
 use micro::{A, Bias, Buffer, Finish, Scatter, Sweep, Tiny};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
@@ -150,7 +150,7 @@ pub fn gemm<T: Element>(
         return isa.run(Tiny { a, b, c, finish });
     }
     // Tiles are written along rows; a C whose columns are contiguous is the transpose of one whose rows are.
-    if c.col_stride() != 1 && (c.row_stride() == 1 || !c.rows_are_apart()) {
+    if c.col_stride() != 1 && c.row_stride() == 1 {
         let bias = if let Bias::OfColumns(bias) = bias { Bias::OfRows(bias) } else { Bias::None };
         let (a, b, c, finish) = (b.transpose(), B::InPlace(a.transpose()), c.transpose(), Finish { bias, ..finish });
         T::call::<Multiply>(Whole { isa, a, b, c, finish, scratch });
@@ -183,26 +183,40 @@ fn check<T: Element>(
 /// What is left of a product without products: `C <- beta C`, and the epilogue.
 fn scale<T: Element>(isa: Isa, finish: Finish<'_, T>, mut c: MatMut<'_, T>) {
     let (zero, finish) = (Buffer::new(), Finish { alpha: T::ONE, ..finish });
-    let (rows, cols, rs, cs) = (c.rows(), c.cols(), c.row_stride(), c.col_stride());
-    for i in 0..rows {
-        for j in 0..cols {
-            let (finish, c) = (finish.at(i, j), &mut c.data_mut()[i * rs + j * cs..]);
-            isa.run(Scatter { tile: &zero, rows: 1, cols: 1, finish, c, strides: (0, 0) });
+    let mut c = cells(&mut c);
+    for i in (0..c.rows()).step_by(Buffer::<T>::ROWS) {
+        for j in (0..c.cols()).step_by(Buffer::<T>::COLS) {
+            let (rows, cols) = (Buffer::<T>::ROWS.min(c.rows() - i), Buffer::<T>::COLS.min(c.cols() - j));
+            isa.run(Scatter { tile: &zero, finish: finish.at(i, j), c: c.block((i, rows), (j, cols)) });
         }
     }
 }
 
-/// Rows of C, in tasks of `rows` of them.
-struct Tasks<'a, T> {
-    c: MatMut<'a, T>,
-    rows: usize,
+/// The elements of a matrix that has some.
+#[inline(always)]
+fn cells<'a, T: Copy>(c: &'a mut MatMut<'_, T>) -> CellsMut<'a, T> {
+    let (shape, strides) = ((c.rows(), c.cols()), (c.row_stride(), c.col_stride()));
+    CellsMut::new(c.data_mut(), shape, strides)
 }
 
-impl<T: Send> Split for Tasks<'_, T> {
+/// C in tasks of `rows` rows and `cols` columns, `across` of them in a row; the last ones may differ.
+struct Tasks<'a, T> {
+    c: CellsMut<'a, T>,
+    rows: usize,
+    cols: usize,
+    across: usize,
+}
+
+impl<T: Element> Split for Tasks<'_, T> {
     fn split(self, at: usize) -> (Self, Self) {
-        let row = (at * self.rows).min(self.c.rows());
-        let (top, bottom) = self.c.split_rows(row);
-        (Tasks { c: top, rows: self.rows }, Tasks { c: bottom, rows: self.rows })
+        let Tasks { c, rows, cols, across } = self;
+        let (a, b) = if c.rows() > rows { c.split_rows(at / across * rows) } else { c.split_cols(at * cols) };
+        (Tasks { c: a, rows, cols, across }, Tasks { c: b, rows, cols, across })
+    }
+
+    /// Between two rows of tasks, as long as there are several.
+    fn middle(&self, count: usize) -> usize {
+        if self.c.rows() > self.rows { count / self.across / 2 * self.across } else { count / 2 }
     }
 }
 
@@ -250,35 +264,43 @@ impl PerElement for Multiply {
 fn run<T: Element>(product: Whole<'_, T>) {
     let Whole { isa, a, b, mut c, finish, scratch } = product;
     let (m, k, n) = (a.rows(), a.cols(), c.cols());
+    let (tiles, caches) = (isa.run::<T, _>(Describe), Caches::found());
     let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
     let b = match b {
-        B::InPlace(b)
-            if n <= NARROW && a_contiguous && m >= WIDEST && k >= WIDEST && isa.run::<T, _>(Describe).wide =>
-        {
-            B::OneByOne(b)
-        }
+        B::InPlace(b) if n <= NARROW && a_contiguous && m >= WIDEST && k >= WIDEST && tiles.wide => B::OneByOne(b),
         b => b,
     };
     let packs_b = match b {
-        B::InPlace(b) => b.col_stride() != 1 || !blocking::reads_b_in_place(m, k.min(KC), b.row_stride()),
+        B::InPlace(b) => b.col_stride() != 1 || !caches.reads_b_in_place::<T>(m, k.min(KC), b.row_stride()),
         _ => false,
     };
     let a_in_place = a_contiguous && blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n);
-    let cost = Cost { flops: 2 * m * n * k, bytes: 0 };
-    if a_in_place && !packs_b && k <= KC && n <= NC && !parallel::forks(cost) {
-        let block = Block { pc: 0, kc: k, jc: 0, nc: n };
-        return Product { a, packed_a: None, b, c, i0: 0, finish, block }.run(isa);
+    let mut c = cells(&mut c);
+    let (kc_most, nc_most) = (blocking::kc(k), caches.nc::<T>(n));
+    let nv = if matches!(b, B::InPlace(_)) && !packs_b { tiles.nv(m) } else { NV };
+    let forks = parallel::forks(cost::<T>(m.min(MC), kc_most, nc_most));
+    if a_in_place && !packs_b && k <= KC && n <= nc_most && !forks {
+        let (cut, block) = (Cut::new(tiles, n, nv), Block { pc: 0, kc: k, jc: 0, nc: n });
+        let panels = (0, cut.count);
+        return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, finish, block }.run(isa, tiles, caches);
     }
-    let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
     let (b_scratch, a_scratch) = scratch.split_at_mut(kc_most * (nc_most + WIDEST));
     for jc in (0..n).step_by(nc_most) {
         let nc = nc_most.min(n - jc);
+        let cut = Cut::new(tiles, nc, nv);
         for pc in (0..k).step_by(kc_most) {
             let kc = kc_most.min(k - pc);
             let block = Block { pc, kc, jc, nc };
+            let mc_most = if forks { MC } else { caches.rows::<T>(kc) };
+            let cost = cost::<T>(m.min(mc_most), kc, nc);
             let b = match b {
                 B::InPlace(b) if packs_b => {
-                    isa.run(PackB { b, block, panels: &mut *b_scratch });
+                    let together = if forks { blocking::PANELS_TOGETHER } else { cut.count };
+                    let panels = BlocksMut { data: &mut *b_scratch, block: together * cut.width * kc };
+                    parallel::for_each(cut.count.div_ceil(together), cost, panels, |index, panels| {
+                        let (first, end) = (index * together, cut.count.min((index + 1) * together));
+                        isa.run(PackB { b, block, cut, first, end, panels: panels.data });
+                    });
                     B::Panels(b_scratch)
                 }
                 b => b,
@@ -290,26 +312,39 @@ fn run<T: Element>(product: Whole<'_, T>) {
                 relu: is_last && finish.relu,
                 ..finish
             };
-            for ic in (0..m).step_by(MC) {
-                let mc = MC.min(m - ic);
-                let cost = Cost { flops: 2 * mc * nc * kc, bytes: 0 };
-                let rows = if parallel::forks(cost) { blocking::rows_per_task(mc) } else { blocking::rows_alone(kc) };
-                let packed_a = BlocksMut { data: &mut *a_scratch, block: rows * kc + WIDEST };
-                let c = c.reborrow().split_rows(ic).1.split_rows(mc).0;
-                parallel::for_each(
-                    mc.div_ceil(rows),
-                    cost,
-                    (Tasks { c, rows }, packed_a),
-                    |index, (task, packed_a)| {
-                        let i0 = ic + index * rows;
-                        let a = a.row_range(i0, i0 + task.c.rows());
-                        let packed_a = if a_in_place { None } else { Some(packed_a.data) };
-                        Product { a, packed_a, b, c: task.c, i0, finish, block }.run(isa);
-                    },
-                );
+            for ic in (0..m).step_by(mc_most) {
+                let mc = mc_most.min(m - ic);
+                let (rows, together) = if forks { blocking::task(mc, kc, cut) } else { (mc, cut.count) };
+                let task_a = |index: usize| a.row_range(ic + index * rows, ic + mc.min((index + 1) * rows));
+                let packed_len = rows * kc + WIDEST;
+                let packed_a = if a_in_place {
+                    None
+                } else {
+                    let nv = if nc <= tiles.width { 1 } else { nv };
+                    let packed = BlocksMut { data: &mut *a_scratch, block: packed_len };
+                    parallel::for_each(mc.div_ceil(rows), cost, packed, |index, packed| {
+                        isa.run(PackA { a: task_a(index), block, nv, packed: packed.data });
+                    });
+                    Some(&*a_scratch)
+                };
+                let across = cut.count.div_ceil(together);
+                let tasks = Tasks { c: c.block((ic, mc), (jc, nc)), rows, cols: together * cut.width, across };
+                parallel::for_each(mc.div_ceil(rows) * across, cost, tasks, |index, task| {
+                    let (down, along) = (index / across, index % across);
+                    let panels = (along * together, cut.count.min((along + 1) * together));
+                    let (a, i0) = (task_a(down), ic + down * rows);
+                    let packed_a = packed_a.map(|packed| &packed[down * packed_len..]);
+                    Product { a, packed_a, b, c: task.c, i0, cut, nv, panels, finish, block }.run(isa, tiles, caches);
+                });
             }
         }
     }
+}
+
+/// What a pass costs.
+#[inline(always)]
+fn cost<T>(m: usize, kc: usize, nc: usize) -> Cost {
+    Cost { flops: 2 * m * nc * kc, bytes: size_of::<T>() * (m * kc + kc * nc + 2 * m * nc) }
 }
 
 /// The part of k and n that one pass covers.
@@ -321,10 +356,13 @@ struct Block {
     nc: usize,
 }
 
-/// Packs the panels of B of one pass.
+/// Packs panels `first..end` of one pass.
 struct PackB<'a, T> {
     b: MatRef<'a, T>,
     block: Block,
+    cut: Cut,
+    first: usize,
+    end: usize,
     panels: &'a mut [T],
 }
 
@@ -333,16 +371,16 @@ impl<T: Element> Kernel<T> for PackB<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Block { pc, kc, jc, nc } = self.block;
-        let panels = Panels::new(Tiles::of::<V>(), nc, NV);
-        for j in 0..panels.count {
-            let (j0, cols) = panels.part(j);
-            pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.panels[j0 * kc..]);
+        let Block { pc, kc, jc, .. } = self.block;
+        for j in self.first..self.end {
+            let (j0, cols) = self.cut.part(j);
+            let at = (j - self.first) * self.cut.width * kc;
+            pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.panels[at..]);
         }
     }
 }
 
-/// Packs all rows of A for one pass, strip by strip.
+/// Packs rows of A for one pass, strip by strip.
 struct PackA<'a, T> {
     a: MatRef<'a, T>,
     block: Block,
@@ -379,110 +417,129 @@ impl<T: Element> Kernel<T> for Describe {
     }
 }
 
-/// The rows of C that belong to one task, from row `i0` on.
+/// One task of a pass.
 struct Product<'a, T> {
+    /// Its rows.
     a: MatRef<'a, T>,
-    packed_a: Option<&'a mut [T]>,
+    packed_a: Option<&'a [T]>,
+    /// All of B.
     b: B<'a, T>,
-    c: MatMut<'a, T>,
+    /// Its part of C.
+    c: CellsMut<'a, T>,
+    /// The row of C that is its first: where the bias of rows begins.
     i0: usize,
+    /// How the columns of the pass are cut, in panels of up to `nv` vectors.
+    cut: Cut,
+    nv: usize,
+    /// Its first panel, and the one behind its last.
+    panels: (usize, usize),
     finish: Finish<'a, T>,
     block: Block,
 }
 
 impl<T: Element> Product<'_, T> {
     #[inline(always)]
-    fn run(self, isa: Isa) {
+    fn run(self, isa: Isa, tiles: Tiles, caches: Caches) {
         let Block { pc, kc, jc, nc } = self.block;
-        let (a, b, mut c) = (self.a, self.b, self.c);
-        let tiles = isa.run::<T, _>(Describe);
+        let (a, b, cut, mut c) = (self.a, self.b, self.cut, self.c);
+        let (first, end) = self.panels;
         let m = a.rows();
+        let is_near = caches.keep_near::<T>(kc * nc);
         match b {
             B::OneByOne(b) => {
                 let (finish, i0) = (self.finish, self.i0);
                 return isa.run(&mut FewColumns { a, b, pc, kc, c, i0, finish });
             }
-            B::InPlace(b) if m <= FEW && c.col_stride() == 1 && kc * nc > blocking::NEAR && nc >= tiles.width => {
-                let b = Rows::new(&b.data()[pc * b.row_stride() + jc..], kc, nc, b.row_stride());
-                return isa.run(&mut FewRows { a, b, kc, pc, columns: (jc, nc), c, finish: self.finish });
+            B::InPlace(b) if m <= FEW && c.has_contiguous_rows() && !is_near && c.cols() >= tiles.width => {
+                let (j0, cols) = (jc + cut.part(first).0, c.cols());
+                let b = Rows::new(&b.data()[pc * b.row_stride() + j0..], kc, cols, b.row_stride());
+                let finish = self.finish.at(self.i0, j0);
+                return isa.run(&mut FewRows { a, b, kc, pc, c: c.into_rows(), finish });
             }
             _ => {}
         }
-        let nv = if matches!(b, B::InPlace(_)) { tiles.nv(m) } else { NV };
-        let panels = Panels::new(tiles, nc, nv);
-        let nv = if nc <= tiles.width { 1 } else { nv };
-        let packed_a = self.packed_a.map(|packed| {
-            isa.run(PackA { a, block: self.block, nv, packed: &mut *packed });
-            &*packed
-        });
-        let (rs, cs) = (c.row_stride(), c.col_stride());
-        let mut buffer = if cs == 1 { None } else { Some(Buffer::new()) };
-        // Strips that are packed are cut already.
-        let at_once = if packed_a.is_some() { m } else { blocking::rows_at_once(kc, nc) };
-        // Rows `top..bottom` are multiplied by panel `j`.
-        let (mut top, mut j) = (0, 0);
+        let nv = if nc <= tiles.width { 1 } else { self.nv };
+        let mut buffer = if c.has_contiguous_rows() { None } else { Some(Buffer::new()) };
+        let column = |j: usize| cut.part(j).0 - cut.part(first).0;
+        // Where all of B is near, rows of C are finished before the next are begun, so that A and C are passed through once and in
+        // order: a few rows at a time, if there are panels of two widths. Strips that are packed are cut already.
+        let is_even = cut.alike(first, end) == end - first;
+        let at_once = if is_near && !is_even && self.packed_a.is_none() { blocking::ROWS_AT_ONCE } else { m };
+        let mut top = 0;
         while top < m {
-            let bottom = m.min(top.saturating_add(at_once));
-            let (j0, cols) = panels.part(j);
-            let b = match b {
-                B::InPlace(b) => Rows::new(&b.data()[pc * b.row_stride() + jc + j0..], kc, cols, b.row_stride()),
-                B::Panels(panels) => in_panel(panels, j0, kc, cols, tiles.width),
-                B::Packed(packed) => in_panel(packed.block(tiles, jc, pc), j0, kc, cols, tiles.width),
-                B::OneByOne(_) => unreachable!("multiplied above"),
-            };
-            // Tiles of three vectors are low: several of them make a strip.
-            let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };
-            let mut i0 = top;
-            while i0 < bottom {
-                let (mr, mut count) = tiles.strips(nv, bottom - i0);
-                if buffer.is_some() {
-                    count = 1;
-                }
-                let mut done = 0;
-                while done < mr {
-                    let (rows, i) = (most.min(mr - done), i0 + done);
-                    let of = |step| Strips { count, step, rows, cols: kc };
-                    let (strips, a) = match packed_a {
-                        Some(packed) => {
-                            let strips = of(mr * kc);
-                            (strips, A::ByColumn(ByColumn::new(&packed[i0 * kc + done..], strips, mr)))
-                        }
-                        None if a.row_stride() == 1 => {
-                            let (strips, data) = (of(mr), &a.data()[i + pc * a.col_stride()..]);
-                            (strips, A::ByColumn(ByColumn::new(data, strips, a.col_stride())))
-                        }
-                        None => {
-                            let (strips, data) = (of(mr * a.row_stride()), &a.data()[i * a.row_stride() + pc..]);
-                            (strips, A::ByRow(ByRow::new(data, strips, a.row_stride())))
-                        }
-                    };
-                    let finish = self.finish.at(self.i0 + i, jc + j0);
-                    let out = &mut c.data_mut()[i * rs + (jc + j0) * cs..];
-                    if let Some(tile) = &mut buffer {
-                        let c = tile.window(rows, cols);
-                        isa.run(&mut Sweep { a, strips, b, cols, c, step: mr, finish: Finish::store() });
-                        isa.run(Scatter { tile, rows, cols, finish, c: out, strides: (rs, cs) });
-                    } else {
-                        let c = RowsMut::new(out, (count - 1) * mr + rows, cols, rs);
-                        isa.run(&mut Sweep { a, strips, b, cols, c, step: mr, finish });
+            let bottom = m.min(top + at_once);
+            let mut j = first;
+            while j < end {
+                let (j0, cols) = cut.part(j);
+                let panels = if buffer.is_some() { 1 } else { cut.alike(j, end) };
+                let width = cols.max(tiles.width);
+                let b = match b {
+                    B::InPlace(b) => {
+                        let data = &b.data()[pc * b.row_stride() + jc + j0..];
+                        Panels::new(data, (panels, cut.width), (kc, cols), b.row_stride())
                     }
-                    done += rows;
+                    B::Panels(data) => Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width),
+                    B::Packed(packed) => {
+                        let data = packed.block(tiles, caches, jc, pc);
+                        Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width)
+                    }
+                    B::OneByOne(_) => unreachable!("multiplied above"),
+                };
+                // Tiles of three vectors are low: several of them make a strip.
+                let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };
+                let mut i0 = top;
+                while i0 < bottom {
+                    let (mr, mut count) = tiles.strips(nv, bottom - i0);
+                    if buffer.is_some() {
+                        count = 1;
+                    }
+                    let mut done = 0;
+                    while done < mr {
+                        let (rows, i) = (most.min(mr - done), i0 + done);
+                        let of = |step| Strips { count, step, rows, cols: kc };
+                        let (strips, a) = match self.packed_a {
+                            Some(packed) => {
+                                let strips = of(mr * kc);
+                                (strips, A::ByColumn(ByColumn::new(&packed[i0 * kc + done..], strips, mr)))
+                            }
+                            None if a.row_stride() == 1 => {
+                                let (strips, data) = (of(mr), &a.data()[i + pc * a.col_stride()..]);
+                                (strips, A::ByColumn(ByColumn::new(data, strips, a.col_stride())))
+                            }
+                            None => {
+                                let (strips, data) = (of(mr * a.row_stride()), &a.data()[i * a.row_stride() + pc..]);
+                                (strips, A::ByRow(ByRow::new(data, strips, a.row_stride())))
+                            }
+                        };
+                        let finish = self.finish.at(self.i0 + i, jc + j0);
+                        let (step, by_panel) = ((mr, cut.width), !is_near);
+                        let all_rows = (i, (count - 1) * mr + rows);
+                        let mut c = c.block(all_rows, (column(j), (panels - 1) * cut.width + cols));
+                        if let Some(tile) = &mut buffer {
+                            let sums = tile.window(rows, cols);
+                            isa.run(&mut Sweep {
+                                a,
+                                strips,
+                                b,
+                                cols,
+                                c: sums,
+                                step,
+                                by_panel,
+                                finish: Finish::store(),
+                            });
+                            isa.run(Scatter { tile, finish, c: c.block((0, rows), (0, cols)) });
+                        } else {
+                            isa.run(&mut Sweep { a, strips, b, cols, c: c.into_rows(), step, by_panel, finish });
+                        }
+                        done += rows;
+                    }
+                    i0 += mr * count;
                 }
-                i0 += mr * count;
+                j += panels;
             }
-            j += 1;
-            if j == panels.count {
-                (top, j) = (bottom, 0);
-            }
+            top = bottom;
         }
     }
-}
-
-/// The panel of B that begins at column `j0`.
-#[inline(always)]
-fn in_panel<T: Copy>(panels: &[T], j0: usize, kc: usize, cols: usize, vector: usize) -> Rows<'_, T> {
-    let width = cols.max(vector);
-    Rows::new(&panels[j0 * kc..], kc, width, width)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! B packed once, for many products: the weights of a model that no longer changes.
 
-use super::blocking::{self, NV, Panels, Tiles};
+use super::blocking::{self, Caches, Cut, NV, Tiles};
 use super::{B, Bias, Block, Describe, Epilogue, Finish, Multiply, PackB, Whole, check, scale};
 use crate::error::{Error, Result};
 use crate::matrix::{MatMut, MatRef};
@@ -26,7 +26,7 @@ impl<T: Element> PackedB<T> {
     pub fn new(b: MatRef<'_, T>) -> Result<Self> {
         let (isa, k, n) = (Isa::current(), b.rows(), b.cols());
         let tiles = isa.run::<T, _>(Describe);
-        let (kc_most, nc_most) = (blocking::kc(k), blocking::nc(n));
+        let (kc_most, nc_most) = (blocking::kc(k), Caches::found().nc::<T>(n));
         // The last block of columns may be narrower than a vector, which its panel is not.
         let last = n.saturating_sub(1) / nc_most.max(1) * nc_most;
         let mut panels = Tensor::zeros([k, last + padded(tiles, n - last)])?;
@@ -37,7 +37,9 @@ impl<T: Element> PackedB<T> {
             let nc = nc_most.min(n - jc);
             for pc in (0..k).step_by(kc_most.max(1)) {
                 let kc = kc_most.min(k - pc);
-                isa.run(PackB { b, block: Block { pc, kc, jc, nc }, panels: &mut panels.data_mut()[start..] });
+                let (block, cut) = (Block { pc, kc, jc, nc }, Cut::new(tiles, nc, NV));
+                let panels = &mut panels.data_mut()[start..];
+                isa.run(PackB { b, block, cut, first: 0, end: cut.count, panels });
                 start += kc * padded(tiles, nc);
             }
         }
@@ -66,8 +68,8 @@ pub(super) struct AllPanels<'a, T> {
 impl<'a, T: Element> AllPanels<'a, T> {
     /// The panels of the pass that begins at column `jc` and row `pc`.
     #[inline(always)]
-    pub(super) fn block(self, tiles: Tiles, jc: usize, pc: usize) -> &'a [T] {
-        let nc = blocking::nc(self.n).min(self.n - jc);
+    pub(super) fn block(self, tiles: Tiles, caches: Caches, jc: usize, pc: usize) -> &'a [T] {
+        let nc = caches.nc::<T>(self.n).min(self.n - jc);
         &self.panels[jc * self.k + pc * padded(tiles, nc)..]
     }
 }
@@ -75,22 +77,22 @@ impl<'a, T: Element> AllPanels<'a, T> {
 /// Elements in a row of the panels of `nc` columns.
 #[inline(always)]
 fn padded(tiles: Tiles, nc: usize) -> usize {
-    let panels = Panels::new(tiles, nc, NV);
-    if panels.count == 0 {
+    let cut = Cut::new(tiles, nc, NV);
+    if cut.count == 0 {
         return 0;
     }
-    let (start, cols) = panels.part(panels.count - 1);
+    let (start, cols) = cut.part(cut.count - 1);
     start + cols.max(tiles.width)
 }
 
 /// `C <- alpha A B + beta C` with a B packed beforehand: the same bits as [`gemm`](super::gemm).
 ///
 /// # Shapes
-/// `a`: `m x k`, `b`: `k x n`, `c`: `m x n`, its rows apart in memory; `scratch`: at least [`scratch_len`](super::scratch_len) elements.
+/// `a`: `m x k`, `b`: `k x n`, `c`: `m x n`, any strides; `scratch`: at least [`scratch_len`](super::scratch_len) elements.
 ///
 /// # Errors
-/// If `b` was packed for another instruction set than the current one, if the rows of `c` interleave in memory, or if the epilogue
-/// needs the sums of B's columns, which panels do not give. Nothing is written then.
+/// If `b` was packed for another instruction set than the current one, or if the epilogue needs the sums of B's columns, which panels
+/// do not give. Nothing is written then.
 ///
 /// # Panics
 /// If the shapes disagree, or if `scratch` is too short.
@@ -107,10 +109,6 @@ pub fn gemm_packed<T: Element>(
     let isa = Isa::current();
     if b.isa != isa {
         return Err(Error::invalid("packed B", b.isa.name(), format!("packed for {isa}: pack it again")));
-    }
-    if !c.rows_are_apart() {
-        let found = format!("strides {}, {}", c.row_stride(), c.col_stride());
-        return Err(Error::shape("C", "rows that are apart in memory", found));
     }
     let (bias, relu) = match epilogue {
         Epilogue::None => (Bias::None, false),

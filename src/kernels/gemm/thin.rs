@@ -5,8 +5,8 @@
 
 use super::blocking::{FEW, KC};
 use super::micro::{Bias, Finish};
-use crate::matrix::{MatMut, MatRef};
-use crate::simd::{Element, Kernel, Lanes, Rows};
+use crate::matrix::MatRef;
+use crate::simd::{CellsMut, Element, Kernel, Lanes, Rows, RowsMut};
 
 /// Vectors of sums in the first cache, for each row.
 const CHUNK: usize = 32;
@@ -20,9 +20,8 @@ pub(super) struct FewRows<'a, T> {
     pub(super) kc: usize,
     /// The first column of A in this pass.
     pub(super) pc: usize,
-    /// The first column of C and how many of them, one vector at least.
-    pub(super) columns: (usize, usize),
-    pub(super) c: MatMut<'a, T>,
+    /// As many columns as B has, one vector at least.
+    pub(super) c: RowsMut<'a, T>,
     pub(super) finish: Finish<'a, T>,
 }
 
@@ -43,19 +42,19 @@ impl<'a, T: Element> Kernel<T> for &'a mut FewRows<'a, T> {
 impl<T: Element> FewRows<'_, T> {
     #[inline(always)]
     fn rows<V: Lanes<Elem = T>, const MR: usize>(&mut self) {
-        let (jc, n) = self.columns;
+        let n = self.c.cols();
         let mut first = 0;
         while first < n {
             let cols = (CHUNK * V::WIDTH).min(n - first);
             // What is left may be less than a vector: the last one begins earlier then, in columns that are not finished yet.
             let cols = if n - first - cols < V::WIDTH && n - first > cols { cols - V::WIDTH } else { cols };
-            self.chunk::<V, MR>(jc, first, cols);
+            self.chunk::<V, MR>(first, cols);
             first += cols;
         }
     }
 
     #[inline(always)]
-    fn chunk<V: Lanes<Elem = T>, const MR: usize>(&mut self, jc: usize, first: usize, cols: usize) {
+    fn chunk<V: Lanes<Elem = T>, const MR: usize>(&mut self, first: usize, cols: usize) {
         let vectors = cols.div_ceil(V::WIDTH);
         let at = |v: usize| first + (v * V::WIDTH).min(cols - V::WIDTH);
         let (b, rs, cs) = (self.b, self.a.row_stride(), self.a.col_stride());
@@ -89,13 +88,13 @@ impl<T: Element> FewRows<'_, T> {
             }
             p += steps;
         }
-        let (finish, rs) = (self.finish, self.c.row_stride());
+        let finish = self.finish;
         for i in 0..MR {
-            let c = &mut self.c.data_mut()[i * rs + jc..];
+            let c = self.c.slice(i, 0, first + cols);
             for v in 0..vectors {
                 let bias = match finish.bias {
                     Bias::None => None,
-                    Bias::OfColumns(bias) => Some(V::load(&bias[jc + at(v)..])),
+                    Bias::OfColumns(bias) => Some(V::load(&bias[at(v)..])),
                     Bias::OfRows(bias) => Some(V::splat(bias[i])),
                 };
                 sums[i][v] = finish.apply(sums[i][v], || V::load(&c[at(v)..]), bias);
@@ -117,7 +116,7 @@ pub(super) struct FewColumns<'a, T> {
     pub(super) b: MatRef<'a, T>,
     pub(super) pc: usize,
     pub(super) kc: usize,
-    pub(super) c: MatMut<'a, T>,
+    pub(super) c: CellsMut<'a, T>,
     /// The row of C that is the first here: where the bias of rows begins.
     pub(super) i0: usize,
     pub(super) finish: Finish<'a, T>,
@@ -223,14 +222,13 @@ impl<T: Element> FewColumns<'_, T> {
     /// Writes the sums of the rows from `start` on, but for those before `begin`, which are written already.
     #[inline(always)]
     fn finish<V: Lanes<Elem = T>, const N: usize>(&mut self, start: usize, begin: usize, sums: [V; N]) {
-        let (finish, rs, cs) = (self.finish, self.c.row_stride(), self.c.col_stride());
+        let finish = self.finish;
         let lanes = V::WIDTH.min(self.a.rows());
-        let c = self.c.data_mut();
         for j in 0..N {
             let mut old = [T::ZERO; 16];
             if finish.beta != T::ZERO {
                 for i in begin - start..lanes {
-                    old[i] = c[(start + i) * rs + j * cs];
+                    old[i] = *self.c.at(start + i, j);
                 }
             }
             let bias = match finish.bias {
@@ -241,7 +239,7 @@ impl<T: Element> FewColumns<'_, T> {
             let mut new = [T::ZERO; 16];
             finish.apply(sums[j], || V::load(&old), bias).store(&mut new);
             for i in begin - start..lanes {
-                c[(start + i) * rs + j * cs] = new[i];
+                *self.c.at(start + i, j) = new[i];
             }
         }
     }
