@@ -22,14 +22,15 @@ use clap::Parser;
 use failure::Failure;
 use std::io::Write;
 use std::process::ExitCode;
+use term::Out;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let result = evenkeel::simd::Isa::check_variable().map_err(Failure::from).and_then(|()| match args.command {
-        Command::Compare(options) => compare::run(&options),
-        Command::Bench(bench) => bench::run(&bench),
-        Command::Info(options) => info::run(&options),
-    });
+    let result = match Args::try_parse() {
+        Ok(args) => run(args),
+        Err(error) if error.use_stderr() => error.exit(),
+        // Help and version are results: clap would not notice that they could not be written.
+        Err(help) => write!(Out, "{help}").and_then(|()| Out.flush()).map_err(Failure::Output),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -37,5 +38,14 @@ fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "evenkeel: {failure}");
             ExitCode::from(failure.exit_status())
         }
+    }
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    evenkeel::simd::Isa::check_variable()?;
+    match args.command {
+        Command::Compare(options) => compare::run(&options),
+        Command::Bench(bench) => bench::run(&bench),
+        Command::Info(options) => info::run(&options),
     }
 }

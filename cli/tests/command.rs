@@ -202,8 +202,14 @@ fn a_closed_pipe_does_not_stop_the_work_and_a_full_one_does() {
     assert!(child.wait().unwrap().success());
     assert!(out.join("curves.png").is_file() && out.join("gradients.png").is_file());
     if let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") {
-        let status = evenkeel(&arguments).stdout(full).status().unwrap();
+        let status = evenkeel(&arguments).stdout(full.try_clone().unwrap()).status().unwrap();
         assert_eq!(status.code(), Some(3));
+        for arguments in [&["--help"][..], &["-V"], &["bench", "gemm", "-h"], &["help", "compare"], &["info"]] {
+            let output = evenkeel(arguments).stdout(full.try_clone().unwrap()).output().unwrap();
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(3), "{arguments:?}: {error}");
+            assert!(error.contains("cannot write to standard output"), "{arguments:?}: {error}");
+        }
     }
 }
 
