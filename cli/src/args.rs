@@ -5,9 +5,21 @@ use crate::lab::{Lab, OptimizerKind};
 use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 training or a check failed, 2 wrong usage, 3 data missing or unreadable, or a file or \
                            folder that cannot be written.";
+
+const EPOCHS: &str = "a number of epochs, 1 or more";
+const EXAMPLES: &str = "a number of examples, 2 or more";
+const RATE: &str = "a number above 0, as in 0.01";
+const SEED: &str = "a whole number from 0 to 18446744073709551615";
+const THREADS: &str = "a number of threads from 1 to 1024";
+
+/// Reads a number; what `FromStr` says of a text that is none ("invalid digit found in string") helps nobody.
+fn number<T: FromStr>(wanted: &'static str) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| text.parse().map_err(|_| format!("expected {wanted}"))
+}
 
 /// Trains, compares and measures batch-normalised networks.
 #[derive(Debug, Parser)]
@@ -50,22 +62,22 @@ pub(crate) struct Compare {
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// How often the training set is seen.
-    #[arg(long, default_value_t = 10, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 10, value_name = "N", allow_negative_numbers = true, value_parser = number::<usize>(EPOCHS))]
     pub(crate) epochs: usize,
     /// Examples in a batch [default: the lab's: 32 for mlp32, 64 for mlp100].
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::<usize>(EXAMPLES))]
     pub(crate) batch_size: Option<usize>,
     /// Learning rate [default: the lab's for adam: 0.01 for mlp32, 0.001 for mlp100; 0.1 for sgd].
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = number::<f64>(RATE))]
     pub(crate) lr: Option<f64>,
     /// The optimiser.
     #[arg(long, value_enum, default_value = "adam")]
     pub(crate) optimizer: OptimizerKind,
     /// Decides initial weights and the order of the batches.
-    #[arg(long, default_value_t = 1, value_name = "S", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1, value_name = "S", allow_negative_numbers = true, value_parser = number::<u64>(SEED))]
     pub(crate) seed: u64,
     /// Threads to use; results do not depend on it [default: all of the machine's].
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = number::<usize>(THREADS))]
     pub(crate) threads: Option<usize>,
     /// The folder for tables and pictures; an earlier run in it is replaced [default: runs/LAB-DATA-seedS].
     #[arg(long, value_name = "DIR")]
@@ -116,7 +128,7 @@ pub(crate) struct Measure {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Roof {
     /// Numbers of threads [default: 1 and all of the machine's].
-    #[arg(long, value_name = "T,T", value_delimiter = ',', allow_negative_numbers = true)]
+    #[arg(long, value_name = "T,T", value_delimiter = ',', allow_negative_numbers = true, value_parser = number::<usize>(THREADS))]
     pub(crate) threads: Vec<usize>,
     #[command(flatten)]
     pub(crate) measure: Measure,
@@ -139,7 +151,8 @@ pub(crate) struct Gemm {
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "f32")]
     pub(crate) element: ElementType,
     /// Numbers of threads.
-    #[arg(long, value_name = "T,T", value_delimiter = ',', default_value = "1", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T,T", value_delimiter = ',', default_value = "1")]
+    #[arg(allow_negative_numbers = true, value_parser = number::<usize>(THREADS))]
     pub(crate) threads: Vec<usize>,
     /// An instruction set; may be repeated [default: all that have vectors of their own and that this machine has].
     #[arg(long, value_name = "NAME")]

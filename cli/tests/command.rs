@@ -112,6 +112,16 @@ fn wrong_usage_is_status_2_and_touches_nothing() {
     refuses(&compare(out, &["--lr", "inf"]), 2, &["learning rate", "inf"]);
     refuses(&compare(out, &["--threads", "0"]), 2, &["threads", "1 to 1024"]);
     refuses(&compare(out, &["--optimizer", "adagrad"]), 2, &["adagrad"]);
+    for (option, wrong, wanted) in [
+        ("--epochs", "1.5", "a number of epochs, 1 or more"),
+        ("--epochs", "-1", "a number of epochs, 1 or more"),
+        ("--batch-size", "3x", "a number of examples, 2 or more"),
+        ("--lr", "fast", "a number above 0"),
+        ("--seed", "18446744073709551616", "a whole number from 0 to 18446744073709551615"),
+        ("--threads", "all", "a number of threads from 1 to 1024"),
+    ] {
+        refuses(&compare(out, &[option, wrong]), 2, &[option, wrong, "expected", wanted]);
+    }
     refuses(&["contrast"], 2, &["contrast"]);
     refuses(&[], 2, &["Usage"]);
     assert!(!Path::new(out).exists(), "a refused run made its folder");
@@ -337,7 +347,9 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
     gemm(&["--shape", "10000000x10000000x1"], 2, &["10000000x10000000x1", "372529.1 GiB", "free"]);
     gemm(&["--shape", "18446744073709551615x18446744073709551615x2"], 2, &["GiB", "free"]);
     gemm(&["--threads", "0"], 2, &["threads", "1 to 1024"]);
-    gemm(&["--threads", "two"], 2, &["threads", "two"]);
+    for wrong in ["two", "-1", "1.5", "", "1,,2", "99999999999999999999"] {
+        gemm(&["--threads", wrong], 2, &["--threads", "expected a number of threads from 1 to 1024"]);
+    }
     gemm(&["--isa", "avx1024"], 2, &["avx1024", "portable"]);
     gemm(&["--type", "f16"], 2, &["f16", "f64"]);
     gemm(&["--plot", &path("plot.pdf")], 2, &["plot.pdf", ".svg or .png"]);
