@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Write { path: String, error: io::Error, option: &'static str },
     /// A line of a text file is not what it should be.
     Line { path: String, number: usize, wrong: String },
+    /// A text file lacks what it is read for.
+    Lacks { path: String, wanted: &'static str },
     /// A picture could not be drawn.
     Chart(ChartError),
 }
@@ -45,7 +47,7 @@ impl Failure {
                 Error::Io { .. } | Error::Format { .. } => 3,
                 _ => 2,
             },
-            Failure::Output(_) | Failure::Write { .. } | Failure::Line { .. } => 3,
+            Failure::Output(_) | Failure::Write { .. } | Failure::Line { .. } | Failure::Lacks { .. } => 3,
             Failure::Chart(ChartError::Write { .. }) => 3,
             Failure::Chart(ChartError::Draw(_)) => 1,
         }
@@ -74,6 +76,7 @@ impl fmt::Display for Failure {
                 write!(f, "cannot write {path}: {error}; free the place, or name another with {option}")
             }
             Failure::Line { path, number, wrong } => write!(f, "{path}: line {number}: {wrong}"),
+            Failure::Lacks { path, wanted } => write!(f, "{path}: not one line is {wanted}"),
             Failure::Chart(error) => write!(f, "{error}"),
         }
     }

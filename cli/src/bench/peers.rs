@@ -51,8 +51,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Peer>, Failure> {
         }
     }
     if peers.is_empty() {
-        let wrong = "the file ends without a line whose \"case\" is \"gemm\"".to_string();
-        return Err(Failure::Line { path: path.display().to_string(), number: text.lines().count(), wrong });
+        let wanted = "a product, with \"case\": \"gemm\"";
+        return Err(Failure::Lacks { path: path.display().to_string(), wanted });
     }
     Ok(peers)
 }
@@ -144,6 +144,9 @@ mod tests {
             let error = peers(&format!("{good}\n\n{bad}\n{good}")).map(|_| ()).unwrap_err();
             assert!(error.contains("before.jsonl: line 3: ") && error.contains(word), "{bad}: {error}");
         }
-        assert!(peers("").map(|_| ()).unwrap_err().contains("without a line"));
+        for nothing in ["", "\n\n", r#"{"case":"bn_fwd"}"#] {
+            let error = peers(nothing).map(|_| ()).unwrap_err();
+            assert!(error.ends_with("before.jsonl: not one line is a product, with \"case\": \"gemm\""), "{error}");
+        }
     }
 }
