@@ -92,7 +92,7 @@ pub(crate) struct Compare {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// The peak of multiply-adds of each instruction set, and the bandwidth of each level of memory.
+    /// The peak of multiply-adds of each instruction set that EVENKEEL_ISA allows, and the bandwidth of each level of memory.
     ///
     /// All samples take turns. Bandwidths count the bytes that a pass names: read a sum's, copy those read and written, triad
     /// (a = b + s c) two reads and a write. Noise is (p90 - p10) / median of a multiply-add loop of fixed length: above 5 %
@@ -154,7 +154,8 @@ pub(crate) struct Gemm {
     #[arg(long, value_name = "T,T", value_delimiter = ',', default_value = "1")]
     #[arg(allow_negative_numbers = true, value_parser = number::<usize>(THREADS))]
     pub(crate) threads: Vec<usize>,
-    /// An instruction set; may be repeated [default: all that have vectors of their own and that this machine has].
+    /// An instruction set; may be repeated [default: all that have vectors of their own, that this machine has and that
+    /// EVENKEEL_ISA allows].
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Vec<String>,
     /// Times of others, as JSON lines with `peer`, `case` ("gemm"), `shape`, `type` (f32 unless it is there), `threads` and

@@ -277,6 +277,10 @@ fn products_are_timed_and_the_best_instruction_set_has_no_name() {
     let lines = json_lines(&capped.stdout);
     assert_eq!(lines.len(), 2);
     assert_eq!((lines[0]["isa"].as_str(), lines[0]["type"].as_str()), (Some("portable"), Some("f64")));
+    let above = evenkeel(&bench("gemm", &["--isa", "portable"])).env("EVENKEEL_ISA", "scalar").output().unwrap();
+    let error = String::from_utf8_lossy(&above.stderr);
+    assert_eq!(above.status.code(), Some(2), "{error}");
+    assert!(["--isa", "portable", "at most scalar", "EVENKEEL_ISA"].iter().all(|word| error.contains(word)), "{error}");
 }
 
 #[test]
@@ -333,6 +337,11 @@ fn the_roof_has_every_instruction_set_and_level() {
         }
     }
     assert_eq!(lines.iter().filter(|line| line["case"] == "noise" && line["trusted"].is_boolean()).count(), 2);
+    // No further than the variable allows.
+    let capped = evenkeel(&bench("roof", &["--threads", "1", "--json", "-"])).env("EVENKEEL_ISA", "scalar").output();
+    let lines = json_lines(&capped.unwrap().stdout);
+    assert_eq!(lines.iter().filter(|line| line["case"] == "fma").count(), 2);
+    assert!(lines.iter().all(|line| line["isa"].is_null() || line["isa"] == "scalar"));
 }
 
 #[test]

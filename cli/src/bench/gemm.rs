@@ -10,7 +10,7 @@ use crate::chart::{self, Picture, figures};
 use crate::failure::Failure;
 use crate::files;
 use crate::term::{Column, Out, Rows, Term};
-use evenkeel::simd::{Isa, with_isa};
+use evenkeel::simd::{ISA_VARIABLE, Isa, with_isa};
 use evenkeel::{Error, Threads, machine};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -153,6 +153,11 @@ fn picture(path: &Path) -> Result<Picture, Failure> {
 /// What is asked for, or all that have vectors of their own up to the current one; the best first.
 fn isas(names: &[String]) -> Result<Vec<Isa>, Failure> {
     let mut isas = names.iter().map(|name| Isa::named(name)).collect::<Result<Vec<Isa>, Error>>()?;
+    // The current one is the best that this machine has, unless the variable caps it.
+    if let Some(isa) = isas.iter().find(|&&isa| isa > Isa::current()) {
+        let expected = format!("at most {}, because {ISA_VARIABLE} allows no more", Isa::current());
+        return Err(Error::Invalid { what: "--isa".to_string(), value: isa.to_string(), expected }.into());
+    }
     if isas.is_empty() {
         let own = |isa: &Isa| *isa <= Isa::current() && !["scalar", "portable"].contains(&isa.name());
         isas = Isa::available().into_iter().filter(own).collect();

@@ -182,7 +182,8 @@ fn measure(threads: &Threads, effort: Effort) -> Result<Reached, Failure> {
         Turn::Double(isa) => multiply_adds::<f64>(isa, threads, reps),
         Turn::Over(level, pass) => over(level, pass, reps),
     };
-    let loops = Isa::available().into_iter().flat_map(|isa| [Turn::Single(isa), Turn::Double(isa)]);
+    let isas = Isa::available().into_iter().filter(|&isa| isa <= Isa::current());
+    let loops = isas.flat_map(|isa| [Turn::Single(isa), Turn::Double(isa)]);
     let passes = (0..levels.len()).flat_map(|level| PASSES.map(|pass| Turn::Over(level, pass)));
     let turns: Vec<(Turn, usize)> =
         loops.chain(passes).map(|turn| (turn, repetitions(SAMPLE, |reps| run(turn, reps)))).collect();
