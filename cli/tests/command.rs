@@ -284,6 +284,18 @@ fn products_are_timed_and_the_best_instruction_set_has_no_name() {
 }
 
 #[test]
+fn headings_tell_instruction_sets_apart() {
+    let output = run(&bench("gemm", &["--shape", "8x8x8", "--isa", "scalar", "--isa", "portable"]));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let header = table.lines().nth(2).unwrap();
+    for isa in ["scalar", "portable"] {
+        for heading in ["us", "GFLOP/s", "of peak"] {
+            assert_eq!(header.matches(&format!("  {isa} {heading}")).count(), 1, "{header}");
+        }
+    }
+}
+
+#[test]
 fn products_beside_others_as_table_lines_and_picture() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();

@@ -261,7 +261,9 @@ impl Table<'_> {
             headings.push("threads".to_string());
         }
         for isa in self.isas {
-            headings.extend([format!("{isa} us"), "GFLOP/s".to_string(), "of peak".to_string()]);
+            // Only one instruction set: then there is nothing to tell apart.
+            let of = if self.isas.len() > 1 { format!("{isa} ") } else { String::new() };
+            headings.extend([format!("{isa} us"), format!("{of}GFLOP/s"), format!("{of}of peak")]);
         }
         if self.with_rival {
             headings.push(RIVAL.to_string());
