@@ -34,7 +34,8 @@ impl Term {
     /// A bar over `steps` steps, or one that never shows.
     pub(crate) fn progress(self, steps: u64) -> Progress {
         let target = if self.chatty { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(steps), target).with_style(style());
+        let bar =
+            ProgressBar::with_draw_target(Some(steps), target).with_style(style(console::Term::stderr().size().1));
         if self.chatty {
             // The clock must go on while a step takes long.
             bar.enable_steady_tick(Duration::from_millis(500));
@@ -43,11 +44,17 @@ impl Term {
     }
 }
 
-fn style() -> ProgressStyle {
+/// Columns that all but the message need at most: below them percents must do for a bar.
+const WITH_BAR: u16 = 56;
+
+/// The message comes last and is cut where the line ends, because a line that is broken cannot be taken back cleanly.
+fn style(columns: u16) -> ProgressStyle {
     // Writing to the bar's own buffer cannot fail. Before the first step there is nothing to reckon with.
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         if state.pos() > 0 {
-            let _ = write!(out, "{:.0} steps/s", state.per_sec());
+            // Steps of a second and longer need the digit.
+            let digits = usize::from(state.per_sec() < 10.0);
+            let _ = write!(out, "{:.digits$} steps/s", state.per_sec());
         }
     };
     let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
@@ -55,7 +62,11 @@ fn style() -> ProgressStyle {
             let _ = write!(out, "{:#} left", HumanDuration(state.eta()));
         }
     };
-    let template = "{msg} [{bar:32}] {percent:>3} %  {rate}  {left}";
+    let template = if columns < WITH_BAR {
+        "{percent:>3} %  {left}  {wide_msg}"
+    } else {
+        "{percent:>3} % [{bar:20}] {left}  {rate}  {wide_msg}"
+    };
     let style = ProgressStyle::with_template(template).expect("the template is fixed");
     style.with_key("rate", rate).with_key("left", left).progress_chars("=> ")
 }
@@ -92,7 +103,7 @@ impl Progress {
         self.bar.inc(steps);
     }
 
-    /// What stands in front of the bar: "epoch 3 of 10".
+    /// What is being worked on: "epoch 3 of 10".
     pub(crate) fn name(&self, text: impl Into<String>) {
         self.bar.set_message(text.into());
     }
