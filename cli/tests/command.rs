@@ -248,7 +248,9 @@ fn products_are_timed_and_the_best_instruction_set_has_no_name() {
     let more = ["--isa", "scalar", "--isa", "portable", "--threads", "1,2,1", "--json", "-"];
     let output = run(&bench("gemm", &[&shapes[..], &more].concat()));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty(), "no progress in a pipe");
+    // On one processor two threads get a warning.
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.lines().all(|line| line.starts_with("evenkeel: warning: ")), "progress in a pipe: {error}");
     let lines = json_lines(&output.stdout);
     let mut expected = Vec::new();
     for threads in [1, 2] {
@@ -292,6 +294,17 @@ fn headings_tell_instruction_sets_apart() {
         for heading in ["us", "GFLOP/s", "of peak"] {
             assert_eq!(header.matches(&format!("  {isa} {heading}")).count(), 1, "{header}");
         }
+    }
+}
+
+#[test]
+fn more_threads_than_can_run_at_once_get_a_warning() {
+    let here = std::thread::available_parallelism().unwrap().get();
+    for (threads, warned) in [(here, false), (here + 1, true)] {
+        let output = run(&bench("gemm", &["--shape", "8x8x8", "--threads", &threads.to_string()]));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        assert_eq!(error.contains(&format!("warning: {threads} threads")), warned, "{error}");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::files;
 use crate::term::Out;
 use evenkeel::Threads;
-use evenkeel::machine::probe;
+use evenkeel::machine::{self, probe};
 use evenkeel::simd::{Element, Isa, with_isa};
 pub(crate) use product::Product;
 use serde_json::Value;
@@ -67,13 +67,22 @@ impl Results {
     }
 }
 
-/// One budget for each number of threads, each number once.
+/// One budget for each number of threads, each number once; a warning where they are more than can run at once.
 fn budgets(counts: &[usize]) -> Result<Vec<Threads>, Failure> {
     let mut budgets: Vec<Threads> = Vec::new();
     for &count in counts {
         if !budgets.iter().any(|threads| threads.count() == count) {
             budgets.push(Threads::new(count)?);
         }
+    }
+    let (most, here) = (counts.iter().max().copied().unwrap_or(1), machine::available_threads());
+    if most > here {
+        // Nothing can be done about a standard error that is gone.
+        let _ = writeln!(
+            std::io::stderr(),
+            "evenkeel: warning: {} on a machine that runs {here} at once: they take turns, and the figures are not to be trusted",
+            count_of_threads(most)
+        );
     }
     Ok(budgets)
 }
