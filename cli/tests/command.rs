@@ -328,6 +328,8 @@ fn products_beside_others_as_table_lines_and_picture() {
         table.lines().find(|line| line.starts_with(shape)).unwrap().split_whitespace().collect::<Vec<_>>()
     };
     assert!(table.lines().nth(2).unwrap().contains("torch"), "{table}");
+    assert!(table.lines().next().unwrap().ends_with(", f32, 1 thread"), "{table}");
+    assert!(table.contains("Peak on 1 thread, the median of all rows: portable "), "{table}");
     // shape, us, GFLOP/s, share, %, matrixmultiply, torch
     assert!(row("8x8x8")[6].parse::<f64>().unwrap() > 1e6, "{table}");
     assert_eq!(row("8x8x9")[6], "-", "{table}");

@@ -101,7 +101,8 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
     let mut rows = None;
     if results.human {
         rows = Some(progress.aside(|| {
-            results.say(&format!("{processor}, {}", T::NAME))?;
+            let threads: Vec<String> = budgets.iter().map(|threads| count_of_threads(threads.count())).collect();
+            results.say(&format!("{processor}, {}, {}", T::NAME, threads.join(", ")))?;
             results.say("")?;
             Rows::begin(term, Out, &table.columns(&headings)).map_err(Failure::Output)
         })?);
@@ -122,6 +123,9 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
     drop(progress);
     results.say("")?;
     results.say(&table.legend())?;
+    for threads in &budgets {
+        results.say(&peaks(&cases, &isas, threads.count()))?;
+    }
     let noisy = cases.iter().filter(|case| case.noise() > NOISY).count();
     if noisy > 0 {
         results.say(&format!(
@@ -135,6 +139,19 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
         files::replace(path, &bytes).map_err(Failure::write_named_by("--plot", path))?;
     }
     results.end()
+}
+
+/// What a share of the peak is a share of: it differs a little from row to row.
+fn peaks(cases: &[Case], isas: &[Isa], threads: usize) -> String {
+    let middle = |i: usize| {
+        let same = cases.iter().filter(|case| case.threads == threads);
+        let mut rates: Vec<f64> = same.map(|case| case.ours[i].peak_gflops()).collect();
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    let peaks: Vec<String> =
+        isas.iter().enumerate().map(|(i, isa)| format!("{isa} {:.1} GFLOP/s", middle(i))).collect();
+    format!("Peak on {}, the median of all rows: {}.", count_of_threads(threads), peaks.join(", "))
 }
 
 /// The kind of picture that a file's name asks for.
