@@ -34,8 +34,9 @@ impl Term {
     /// A bar over `steps` steps, or one that never shows.
     pub(crate) fn progress(self, steps: u64) -> Progress {
         let target = if self.chatty { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
+        let parts = steps.saturating_mul(PARTS);
         let bar =
-            ProgressBar::with_draw_target(Some(steps), target).with_style(style(console::Term::stderr().size().1));
+            ProgressBar::with_draw_target(Some(parts), target).with_style(style(console::Term::stderr().size().1));
         if self.chatty {
             // The clock must go on while a step takes long.
             bar.enable_steady_tick(Duration::from_millis(500));
@@ -43,6 +44,9 @@ impl Term {
         Progress { bar }
     }
 }
+
+/// Into how many parts a step is divided, for steps that take seconds.
+const PARTS: u64 = 1000;
 
 /// Columns that all but the message need at most: below them percents must do for a bar.
 const WITH_BAR: u16 = 56;
@@ -53,8 +57,9 @@ fn style(columns: u16) -> ProgressStyle {
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         if state.pos() > 0 {
             // Steps of a second and longer need the digit.
-            let digits = usize::from(state.per_sec() < 10.0);
-            let _ = write!(out, "{:.digits$} steps/s", state.per_sec());
+            let rate = state.per_sec() / PARTS as f64;
+            let digits = usize::from(rate < 10.0);
+            let _ = write!(out, "{rate:.digits$} steps/s");
         }
     };
     let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
@@ -100,7 +105,15 @@ pub(crate) struct Progress {
 impl Progress {
     /// Counts `steps` more; cheap enough for every training step.
     pub(crate) fn advance(&self, steps: u64) {
-        self.bar.inc(steps);
+        let whole = self.bar.position() / PARTS;
+        self.bar.set_position((whole + steps).saturating_mul(PARTS));
+    }
+
+    /// That a `share` of the step at hand is done, which is less than all of it.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to PARTS")]
+    pub(crate) fn within(&self, share: f64) {
+        let whole = self.bar.position() / PARTS * PARTS;
+        self.bar.set_position(whole + (share.clamp(0.0, 1.0) * (PARTS - 1) as f64) as u64);
     }
 
     /// What is being worked on: "epoch 3 of 10".
@@ -280,7 +293,11 @@ mod tests {
         let progress = PIPED.progress(10);
         progress.name("epoch 1");
         progress.advance(3);
-        assert_eq!(progress.bar.position(), 3);
+        progress.within(0.5);
+        assert_eq!(progress.bar.position(), 3 * PARTS + 499);
+        progress.within(1.0);
+        progress.advance(1);
+        assert_eq!(progress.bar.position(), 4 * PARTS);
         assert!(progress.bar.is_hidden());
         assert_eq!(progress.aside(|| 7), 7);
     }

@@ -9,7 +9,7 @@ use crate::args::{ElementType, Gemm};
 use crate::chart::{self, Picture, figures};
 use crate::failure::Failure;
 use crate::files;
-use crate::term::{Column, Out, Rows, Term};
+use crate::term::{Column, Out, Progress, Rows, Term};
 use evenkeel::simd::{ISA_VARIABLE, Isa, with_isa};
 use evenkeel::{Error, Threads, machine};
 use serde_json::{Value, json};
@@ -111,7 +111,7 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
     for threads in &budgets {
         for &product in &products {
             progress.name(format!("{product}, {}", count_of_threads(threads.count())));
-            let case = time::<T>(product, threads, &isas, effort)?;
+            let case = time::<T>(product, threads, &isas, effort, &progress)?;
             progress.aside(|| {
                 lines::<T>(&case).iter().try_for_each(|line| results.json(line))?;
                 rows.as_mut().map_or(Ok(()), |rows| rows.row(&table.row::<T>(&case))).map_err(Failure::Output)
@@ -195,7 +195,13 @@ enum Turn {
     Rival,
 }
 
-fn time<T: Rival>(product: Product, threads: &Threads, isas: &[Isa], effort: Effort) -> Result<Case, Failure> {
+fn time<T: Rival>(
+    product: Product,
+    threads: &Threads,
+    isas: &[Isa],
+    effort: Effort,
+    progress: &Progress,
+) -> Result<Case, Failure> {
     let mut operands = Operands::<T>::new(product)?;
     // Seconds of one turn that repeats itself.
     let mut run = |turn: Turn, reps: usize| match turn {
@@ -213,10 +219,11 @@ fn time<T: Rival>(product: Product, threads: &Threads, isas: &[Isa], effort: Eff
     if threads.count() == 1 {
         turns.push((Turn::Rival, repetitions(SAMPLE, |reps| run(Turn::Rival, reps))));
     }
-    let samples = take_turns(turns.len(), effort, |i| {
+    let sample = |i: usize| {
         let (turn, reps) = turns[i];
         run(turn, reps) / reps as f64
-    });
+    };
+    let samples = take_turns(turns.len(), effort, sample, |share| progress.within(share));
     let mut case = Case { product, threads: threads.count(), ours: Vec::new(), rival: None };
     let mut samples = samples.into_iter();
     for &isa in isas {

@@ -4,7 +4,7 @@ use super::sample::{Effort, NOISY, Samples, repetitions, take_turns};
 use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded, slowest, timed};
 use crate::args::Roof;
 use crate::failure::Failure;
-use crate::term::{self, Column, Term};
+use crate::term::{self, Column, Progress, Term};
 use evenkeel::Threads;
 use evenkeel::machine::{self, Cache, probe};
 use evenkeel::simd::{Element, Isa};
@@ -37,7 +37,7 @@ pub(crate) fn run(options: &Roof) -> Result<(), Failure> {
     let mut roofs = Vec::new();
     for threads in &budgets {
         progress.name(count_of_threads(threads.count()));
-        let roof = measure(threads, effort)?;
+        let roof = measure(threads, effort, &progress)?;
         progress.aside(|| roof.lines().iter().try_for_each(|line| results.json(line)))?;
         roofs.push(roof);
         progress.advance(1);
@@ -159,7 +159,7 @@ struct Bandwidth {
     bytes: f64,
 }
 
-fn measure(threads: &Threads, effort: Effort) -> Result<Reached, Failure> {
+fn measure(threads: &Threads, effort: Effort, progress: &Progress) -> Result<Reached, Failure> {
     let levels = levels(&machine::caches(), threads.count(), machine::available_memory());
     // Each thread makes and fills its own: memory lies near the processor that touches it first.
     let buffers: Vec<_> = threads.together(|_| levels.iter().map(|level| filled(level.bytes)).collect());
@@ -187,10 +187,11 @@ fn measure(threads: &Threads, effort: Effort) -> Result<Reached, Failure> {
     let passes = (0..levels.len()).flat_map(|level| PASSES.map(|pass| Turn::Over(level, pass)));
     let turns: Vec<(Turn, usize)> =
         loops.chain(passes).map(|turn| (turn, repetitions(SAMPLE, |reps| run(turn, reps)))).collect();
-    let samples = take_turns(turns.len(), effort, |i| {
+    let sample = |i: usize| {
         let (turn, reps) = turns[i];
         run(turn, reps) / reps as f64
-    });
+    };
+    let samples = take_turns(turns.len(), effort, sample, |share| progress.within(share));
     let mut reached = Reached { threads: threads.count(), peaks: Vec::new(), bandwidths: Vec::new() };
     for ((turn, _), samples) in turns.into_iter().zip(samples) {
         let mut peak = |isa, element, flops| reached.peaks.push(Peak { isa, element, samples: samples.clone(), flops });

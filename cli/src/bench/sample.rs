@@ -58,8 +58,14 @@ impl Samples {
     }
 }
 
-/// Samples of `count` things in rounds; `sample(i)` takes one of thing i. Each round begins with another.
-pub(crate) fn take_turns(count: usize, effort: Effort, mut sample: impl FnMut(usize) -> f64) -> Vec<Samples> {
+/// Samples of `count` things in rounds; `sample(i)` takes one of thing i. Each round begins with another, and ends by telling `done`
+/// which share of the effort has been made.
+pub(crate) fn take_turns(
+    count: usize,
+    effort: Effort,
+    mut sample: impl FnMut(usize) -> f64,
+    mut done: impl FnMut(f64),
+) -> Vec<Samples> {
     let start = Instant::now();
     let mut seconds = vec![Vec::new(); count];
     let mut round = 0;
@@ -69,6 +75,7 @@ pub(crate) fn take_turns(count: usize, effort: Effort, mut sample: impl FnMut(us
             seconds[i].push(sample(i));
         }
         round += 1;
+        done((round as f64 / effort.rounds as f64).min(start.elapsed().as_secs_f64() / effort.seconds));
     }
     seconds.into_iter().map(Samples::new).collect()
 }
@@ -103,11 +110,13 @@ mod tests {
 
     #[test]
     fn everything_has_its_turn_first() {
-        let mut order = Vec::new();
-        let samples = take_turns(3, Effort { seconds: 0.0, rounds: 2 }, |i| {
+        let (mut order, mut shares) = (Vec::new(), Vec::new());
+        let sample = |i| {
             order.push(i);
             i as f64
-        });
+        };
+        let samples = take_turns(3, Effort { seconds: 0.0, rounds: 2 }, sample, |share| shares.push(share));
+        assert_eq!(shares, [0.5, 1.0]);
         assert_eq!(order, [0, 1, 2, 1, 2, 0]);
         assert_eq!(samples.iter().map(Samples::median).collect::<Vec<_>>(), [0.0, 1.0, 2.0]);
     }
