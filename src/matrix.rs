@@ -199,33 +199,6 @@ impl<'a, T> MatMut<'a, T> {
     pub fn data_mut(&mut self) -> &mut [T] {
         self.data
     }
-
-    /// Whether whole rows follow one another in memory, so that [`MatMut::split_rows`] can cut between them.
-    #[inline]
-    pub fn rows_are_apart(&self) -> bool {
-        self.rows <= 1 || self.cols == 0 || self.rs > (self.cols - 1) * self.cs
-    }
-
-    /// The first `at` rows, and the rest.
-    ///
-    /// # Panics
-    /// If there are fewer rows, or if the rows interleave in memory ([`MatMut::rows_are_apart`]).
-    #[inline]
-    pub fn split_rows(self, at: usize) -> (Self, Self) {
-        assert!(at <= self.rows, "matrix: row {at} of {}", self.rows);
-        assert!(self.rows_are_apart(), "matrix: its rows interleave in memory");
-        // With a stride that only one row has a use for, `at * rs` need not lie in the data.
-        let cut = match at {
-            0 => 0,
-            at if at == self.rows || self.cols == 0 => self.data.len(),
-            at => at * self.rs,
-        };
-        let (top, bottom) = self.data.split_at_mut(cut);
-        (
-            MatMut { data: top, rows: at, cols: self.cols, rs: self.rs, cs: self.cs },
-            MatMut { data: bottom, rows: self.rows - at, cols: self.cols, rs: self.rs, cs: self.cs },
-        )
-    }
 }
 
 #[cfg(test)]
@@ -255,18 +228,5 @@ mod tests {
         assert!(MatRef::<i32>::with_strides(&[], 0, 5, 5, 1).is_ok());
         // No rows by columns: the next column begins where this one does, and neither has an element.
         assert!(MatMut::<i32>::with_strides(&mut [], 0, 5, 1, 0).is_ok());
-    }
-
-    #[test]
-    fn rows_split_without_overlap() {
-        let mut x: Vec<i32> = (0..8).collect();
-        let (mut top, mut bottom) = MatMut::with_strides(&mut x, 2, 3, 5, 1).unwrap().split_rows(1);
-        top.data_mut()[2] = 20;
-        bottom.data_mut()[0] = 50;
-        assert_eq!(x, [0, 1, 20, 3, 4, 50, 6, 7]);
-        let (top, rest) = MatMut::with_strides(&mut x, 1, 4, 0, 1).unwrap().split_rows(1);
-        assert_eq!((top.data.len(), rest.rows()), (8, 0));
-        let (none, all) = MatMut::with_strides(&mut x, 5, 0, usize::MAX, 1).unwrap().split_rows(3);
-        assert_eq!((none.rows(), all.rows()), (3, 2));
     }
 }

@@ -128,7 +128,7 @@ impl<T: Copy> Columns<T> for ByRow<'_, T> {
     fn strip(self, s: usize, rows: usize) -> Self {
         assert!(s < self.strips.count && rows <= self.strips.rows);
         let start = self.starts[0].wrapping_add(s * self.strips.step);
-        let starts = [0, 3, 6, 9].map(|i| opaque(start.wrapping_add(i * self.stride)));
+        let starts = [0, 3, 6, 9].map(|i: usize| opaque(start.wrapping_add(i.wrapping_mul(self.stride))));
         ByRow { starts, strips: Strips { count: 1, rows, ..self.strips }, ..self }
     }
     #[inline(always)]
