@@ -1,6 +1,6 @@
 //! Which instruction set to use: found out once, capped by a variable, overridden by tests.
 
-use super::{Element, Kernel};
+use super::{Element, Kernel, Lanes};
 use crate::error::{Error, Result};
 use std::cell::Cell;
 use std::fmt;
@@ -146,8 +146,8 @@ impl Isa {
     #[inline]
     pub(crate) fn run<T: Element, K: Kernel<T>>(self, kernel: K) -> K::Output {
         match self.0 {
-            Level::Scalar => kernel.run::<T::Scalar>(),
-            Level::Portable => kernel.run::<T::Portable>(),
+            Level::Scalar => run_plain::<T, T::Scalar, K>(kernel),
+            Level::Portable => run_plain::<T, T::Portable, K>(kernel),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an Isa of this level is made only after these features were detected.
             Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -161,6 +161,12 @@ impl Isa {
 fn unknown(what: &str, name: &str) -> Error {
     let names: Vec<&str> = LEVELS.iter().map(|level| level.name()).collect();
     Error::invalid(what, name, format!("one of {}", names.join(", ")))
+}
+
+/// Out of line, like its siblings: where a kernel is called, only the choice between them is compiled.
+#[inline(never)]
+fn run_plain<T: Element, V: Lanes<Elem = T>, K: Kernel<T>>(kernel: K) -> K::Output {
+    kernel.run::<V>()
 }
 
 /// # Safety
