@@ -41,4 +41,6 @@ pub use dispatch::{ISA_VARIABLE, Isa, REQUIRE_VARIABLE, with_isa};
 pub use element::Element;
 pub(crate) use element::PerElement;
 pub(crate) use lanes::{Group, Kernel, Lanes};
-pub(crate) use window::{ByColumn, ByRow, CellsMut, Columns, Pairs, Panels, Row, Rows, RowsMut, Strips};
+pub(crate) use window::{
+    ByColumn, ByRow, CellsMut, Columns, Pairs, Panels, Row, Rows, RowsMut, Strided, Striped, Strips,
+};

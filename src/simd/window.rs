@@ -28,10 +28,8 @@ fn opaque<T>(pointer: *const T) -> *const T {
     pointer
 }
 
-/// Strips of a matrix, each a few rows high, whose columns are stepped through one at a time and read element by element.
+/// A matrix a few rows high, whose columns are stepped through one at a time and read element by element.
 pub(crate) trait Columns<T>: Copy {
-    /// The first `rows` rows of strip `s`, from its first column on.
-    fn strip(self, s: usize, rows: usize) -> Self;
     /// Number of columns.
     fn len(&self) -> usize;
     /// Element `i` of the first column.
@@ -41,6 +39,12 @@ pub(crate) trait Columns<T>: Copy {
     /// # Safety
     /// If no column is left, `get` is not called on the result.
     unsafe fn rest(self) -> Self;
+}
+
+/// Several such matrices: the strips of a taller one.
+pub(crate) trait Striped<T>: Columns<T> {
+    /// The first `rows` rows of strip `s`, from its first column on.
+    fn strip(self, s: usize, rows: usize) -> Self;
 }
 
 /// How many strips of how many rows and columns, and how many elements from one strip to the next.
@@ -100,13 +104,16 @@ impl<'a, T: Copy> ByRow<'a, T> {
     }
 }
 
-impl<T: Copy> Columns<T> for ByColumn<'_, T> {
+impl<T: Copy> Striped<T> for ByColumn<'_, T> {
     #[inline(always)]
     fn strip(self, s: usize, rows: usize) -> Self {
         assert!(s < self.strips.count && rows <= self.strips.rows);
         let start = self.start.wrapping_add(s * self.strips.step);
         ByColumn { start, strips: Strips { count: 1, rows, ..self.strips }, ..self }
     }
+}
+
+impl<T: Copy> Columns<T> for ByColumn<'_, T> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.strips.cols
@@ -123,7 +130,7 @@ impl<T: Copy> Columns<T> for ByColumn<'_, T> {
     }
 }
 
-impl<T: Copy> Columns<T> for ByRow<'_, T> {
+impl<T: Copy> Striped<T> for ByRow<'_, T> {
     #[inline(always)]
     fn strip(self, s: usize, rows: usize) -> Self {
         assert!(s < self.strips.count && rows <= self.strips.rows);
@@ -131,6 +138,9 @@ impl<T: Copy> Columns<T> for ByRow<'_, T> {
         let starts = [0, 3, 6, 9].map(|i: usize| opaque(start.wrapping_add(i.wrapping_mul(self.stride))));
         ByRow { starts, strips: Strips { count: 1, rows, ..self.strips }, ..self }
     }
+}
+
+impl<T: Copy> Columns<T> for ByRow<'_, T> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.strips.cols
@@ -144,6 +154,51 @@ impl<T: Copy> Columns<T> for ByRow<'_, T> {
     #[inline(always)]
     unsafe fn rest(self) -> Self {
         ByRow { starts: self.starts.map(|start| start.wrapping_add(1)), ..self }
+    }
+}
+
+/// Rows with any strides: element (i, j) is `data[i * rs + j * cs]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<'a, T> {
+    start: *const T,
+    rows: usize,
+    cols: usize,
+    strides: (usize, usize),
+    data: PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Copy> Strided<'a, T> {
+    /// # Panics
+    /// If there is no element, or if the last lies outside `data`.
+    #[inline(always)]
+    pub(crate) fn new(data: &'a [T], rows: usize, cols: usize, strides: (usize, usize)) -> Self {
+        let span = span(rows, cols, strides.0, strides.1);
+        assert!(span.is_some_and(|span| span <= data.len()), "window: outside its data");
+        Strided { start: data.as_ptr(), rows, cols, strides, data: PhantomData }
+    }
+
+    /// `count` rows from row `i` on.
+    #[inline(always)]
+    pub(crate) fn block(self, i: usize, count: usize) -> Self {
+        assert!(i < self.rows && count <= self.rows - i);
+        Strided { start: self.start.wrapping_add(i * self.strides.0), rows: count, ..self }
+    }
+}
+
+impl<T: Copy> Columns<T> for Strided<'_, T> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.cols
+    }
+    #[inline(always)]
+    fn get(&self, i: usize) -> T {
+        assert!(i < self.rows);
+        // SAFETY: the first column's elements lie in `data`: checked by `new`, and by the caller of `rest`.
+        unsafe { *self.start.add(i * self.strides.0) }
+    }
+    #[inline(always)]
+    unsafe fn rest(self) -> Self {
+        Strided { start: self.start.wrapping_add(self.strides.1), ..self }
     }
 }
 

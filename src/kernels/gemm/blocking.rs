@@ -14,8 +14,14 @@ pub(super) const NC: usize = 2048;
 /// Most rows of A in one pass that is shared between threads.
 pub(super) const MC: usize = 1536;
 
-/// Most elements of A, and most columns, of a product for which any thought about tiles would cost more than it saves.
-pub(super) const TINY: usize = 16;
+/// Whether a product is so small that any thought about tiles and tasks would cost more than it saves. Where a row is at most a
+/// vector of f32, tiles overtake the simple loop later.
+#[inline(always)]
+pub(super) fn is_tiny(m: usize, k: usize, n: usize) -> bool {
+    // Nothing, less one, is more than any limit. No product of the three overflows.
+    let most = m.wrapping_sub(1) | k.wrapping_sub(1) | n.wrapping_sub(1);
+    most < 32 && m * k * n <= if n <= 8 { 2048 } else { 1024 }
+}
 
 /// The block of k: as few as needed, of about the same size.
 #[inline(always)]

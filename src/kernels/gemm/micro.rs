@@ -1,9 +1,8 @@
 //! The register tile: the only loop that multiplies, and what happens to its sums before they are stored.
 
 use super::blocking::Tiles;
-use crate::matrix::{MatMut, MatRef};
 use crate::simd::{
-    ByColumn, ByRow, CellsMut, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut, Strips,
+    ByColumn, ByRow, CellsMut, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut, Striped, Strips,
 };
 
 /// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
@@ -97,7 +96,7 @@ impl<'a, T: Element> Kernel<T> for &'a mut Sweep<'a, T> {
 
 impl<T: Element> Sweep<'_, T> {
     #[inline(always)]
-    fn tiles<V: Lanes<Elem = T>, A: Columns<T>>(&mut self, a: A) {
+    fn tiles<V: Lanes<Elem = T>, A: Striped<T>>(&mut self, a: A) {
         // One arm for each size of a tile; those that this instruction set has no registers for are not compiled.
         macro_rules! arms {
             ($nv:literal: $($mr:literal)*) => {
@@ -118,7 +117,7 @@ impl<T: Element> Sweep<'_, T> {
     }
 
     #[inline(always)]
-    fn tile<V: Lanes<Elem = T>, A: Columns<T>, const MR: usize, const NV: usize>(&mut self, a: A) {
+    fn tile<V: Lanes<Elem = T>, A: Striped<T>, const MR: usize, const NV: usize>(&mut self, a: A) {
         let Sweep { strips, b, cols, step, by_panel, finish, .. } = *self;
         let (strips, panels) = (strips.count, b.count());
         let (mut s, mut p) = (0, 0);
@@ -264,44 +263,6 @@ fn offset<V: Lanes, const NV: usize>(v: usize, cols: usize) -> usize {
 #[inline(always)]
 fn len<V: Lanes, const NV: usize>(cols: usize) -> usize {
     if NV == 1 { cols } else { V::WIDTH }
-}
-
-/// A product of a few numbers, row by row and vector by vector: the same chains as a tile's, without its choices.
-pub(super) struct Tiny<'a, T> {
-    pub(super) a: MatRef<'a, T>,
-    pub(super) b: MatRef<'a, T>,
-    pub(super) c: MatMut<'a, T>,
-    pub(super) finish: Finish<'a, T>,
-}
-
-impl<T: Element> Kernel<T> for Tiny<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes<Elem = T>>(self) {
-        let Tiny { a, b, mut c, finish } = self;
-        let (m, k, n, rs) = (a.rows(), a.cols(), c.cols(), c.row_stride());
-        for i in 0..m {
-            let mut j = 0;
-            while j < n {
-                let cols = V::WIDTH.min(n - j);
-                let mut sum = V::zero();
-                for p in 0..k {
-                    let x = V::splat(a.data()[i * a.row_stride() + p * a.col_stride()]);
-                    sum = x.mul_add(V::load_partial(&b.data()[p * b.row_stride() + j..][..cols]), sum);
-                }
-                let c = &mut c.data_mut()[i * rs + j..][..cols];
-                let bias = match finish.bias {
-                    Bias::None => None,
-                    Bias::OfColumns(bias) => Some(V::load_partial(&bias[j..][..cols])),
-                    Bias::OfRows(bias) => Some(V::splat(bias[i])),
-                };
-                sum = finish.apply(sum, || V::load_partial(c), bias);
-                sum.store_partial(c);
-                j += V::WIDTH;
-            }
-        }
-    }
 }
 
 /// Where a tile goes before it is written to a C whose rows are not contiguous: as many elements as the largest has.

@@ -52,15 +52,17 @@ mod micro;
 mod pack;
 mod prepacked;
 mod thin;
+mod tiny;
 
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
 use crate::simd::{ByColumn, ByRow, CellsMut, Element, Isa, Kernel, Lanes, Panels, PerElement, Rows, Strips};
 use blocking::{Caches, Cut, FEW, KC, MC, NC, NV, Tiles};
-use micro::{A, Bias, Buffer, Finish, Scatter, Sweep, Tiny};
+use micro::{A, Bias, Buffer, Finish, Scatter, Sweep};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
 use thin::{FewColumns, FewRows, NARROW};
+use tiny::Tiny;
 
 /// Elements of the widest vector: whole vectors are stored, so packed panels need up to so many elements more than they have.
 const WIDEST: usize = 16;
@@ -112,6 +114,7 @@ pub enum Epilogue<'a, T> {
 /// gemm(1.0, a, b, 0.0, MatMut::new(&mut c, 2, 2), Epilogue::BiasRelu(&[-6.0, 1.0]), &mut scratch);
 /// assert_eq!(c, [0.0, 3.0, 5.0, 5.0]);
 /// ```
+#[inline]
 pub fn gemm<T: Element>(
     alpha: T,
     a: MatRef<'_, T>,
@@ -121,10 +124,60 @@ pub fn gemm<T: Element>(
     epilogue: Epilogue<'_, T>,
     scratch: &mut [T],
 ) {
+    T::call::<Gemm>(Call { alpha, a, b, beta, c, epilogue, scratch });
+}
+
+/// What [`gemm`] is called with, in one place: the views of a small product cost more to copy than to multiply.
+struct Call<'a, T> {
+    alpha: T,
+    a: MatRef<'a, T>,
+    b: MatRef<'a, T>,
+    beta: T,
+    c: MatMut<'a, T>,
+    epilogue: Epilogue<'a, T>,
+    scratch: &'a mut [T],
+}
+
+/// [`gemm`], compiled here.
+struct Gemm;
+
+impl PerElement for Gemm {
+    type Args<'a, T: Element> = Call<'a, T>;
+
+    #[inline(never)]
+    fn with_f32(call: Call<'_, f32>) {
+        answer(call);
+    }
+
+    #[inline(never)]
+    fn with_f64(call: Call<'_, f64>) {
+        answer(call);
+    }
+}
+
+#[inline(always)]
+fn answer<T: Element>(mut call: Call<'_, T>) {
+    check(call.a, (call.b.rows(), call.b.cols()), &call.c, &call.epilogue, call.scratch);
+    if call.is_tiny() && call.alpha != T::ZERO && !matches!(call.epilogue, Epilogue::ColumnSums(_)) {
+        return Isa::current().run(Tiny(&mut call));
+    }
+    general(call);
+}
+
+impl<T: Element> Call<'_, T> {
+    #[inline(always)]
+    fn is_tiny(&self) -> bool {
+        self.c.col_stride() == 1 && blocking::is_tiny(self.c.rows(), self.a.cols(), self.c.cols())
+    }
+}
+
+/// A product of any size.
+#[inline(never)]
+fn general<T: Element>(call: Call<'_, T>) {
+    let Call { alpha, mut a, mut b, beta, mut c, epilogue, mut scratch } = call;
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
-    check(a, (b.rows(), n), &c, &epilogue, scratch);
     let isa = Isa::current();
-    let (bias, relu) = match epilogue {
+    let (mut bias, relu) = match epilogue {
         Epilogue::None => (Bias::None, false),
         Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
         Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
@@ -132,31 +185,34 @@ pub fn gemm<T: Element>(
             if m > 0 && n > 0 && k > 0 && alpha != T::ZERO {
                 let one = [T::ONE];
                 let ones = MatRef::with_strides(&one, 1, k, 1, 0).expect("one element, repeated");
-                let finish = Finish { beta: T::ONE, alpha, bias: Bias::None, relu: false };
                 let c = MatMut::new(sums, 1, n);
-                T::call::<Multiply>(Whole { isa, a: ones, b: B::InPlace(b), c, finish, scratch: &mut *scratch });
+                gemm(alpha, ones, b, T::ONE, c, Epilogue::None, &mut *scratch);
             }
             (Bias::None, false)
         }
     };
-    let finish = Finish { alpha, beta, bias, relu };
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 || alpha == T::ZERO {
-        return scale(isa, finish, c);
-    }
-    if m * k <= blocking::TINY && n <= blocking::TINY && b.col_stride() == 1 && c.col_stride() == 1 {
-        return isa.run(Tiny { a, b, c, finish });
+        return scale(isa, Finish { alpha, beta, bias, relu }, c);
     }
     // Tiles are written along rows; a C whose columns are contiguous is the transpose of one whose rows are.
     if c.col_stride() != 1 && c.row_stride() == 1 {
-        let bias = if let Bias::OfColumns(bias) = bias { Bias::OfRows(bias) } else { Bias::None };
-        let (a, b, c, finish) = (b.transpose(), B::InPlace(a.transpose()), c.transpose(), Finish { bias, ..finish });
-        T::call::<Multiply>(Whole { isa, a, b, c, finish, scratch });
-    } else {
-        T::call::<Multiply>(Whole { isa, a, b: B::InPlace(b), c, finish, scratch });
+        (a, b, c) = (b.transpose(), a.transpose(), c.transpose());
+        if let Bias::OfColumns(numbers) = bias {
+            bias = Bias::OfRows(numbers);
+        }
     }
+    if let Bias::None = bias {
+        let mut call = Call { alpha, a, b, beta, c, epilogue: Epilogue::None, scratch };
+        if call.is_tiny() {
+            return isa.run(Tiny(&mut call));
+        }
+        Call { c, scratch, .. } = call;
+    }
+    let finish = Finish { alpha, beta, bias, relu };
+    T::call::<Multiply>(Whole { isa, a, b: B::InPlace(b), c, finish, scratch });
 }
 
 #[inline(always)]
@@ -167,17 +223,25 @@ fn check<T: Element>(
     epilogue: &Epilogue<'_, T>,
     scratch: &[T],
 ) {
-    let (m, k) = (a.rows(), a.cols());
-    assert_eq!(b_rows, k, "gemm: A is {m}x{k}, B is {b_rows}x{n}");
-    assert_eq!((c.rows(), c.cols()), (m, n), "gemm: A B is {m}x{n}, C is {}x{}", c.rows(), c.cols());
+    let (m, k, c) = (a.rows(), a.cols(), (c.rows(), c.cols()));
     let columns = match epilogue {
         Epilogue::None => n,
         Epilogue::Bias(x) | Epilogue::BiasRelu(x) => x.len(),
         Epilogue::ColumnSums(x) => x.len(),
     };
+    if b_rows != k || c != (m, n) || columns != n || scratch.len() < scratch_len::<T>(m, k, n) {
+        refuse((m, k), (b_rows, n), c, columns, scratch.len());
+    }
+}
+
+/// Says what is wrong: out of the way of all that is right.
+#[cold]
+#[inline(never)]
+fn refuse((m, k): (usize, usize), (b_rows, n): (usize, usize), c: (usize, usize), columns: usize, scratch: usize) -> ! {
+    assert_eq!(b_rows, k, "gemm: A is {m}x{k}, B is {b_rows}x{n}");
+    assert_eq!(c, (m, n), "gemm: A B is {m}x{n}, C is {}x{}", c.0, c.1);
     assert_eq!(columns, n, "gemm: the epilogue has {columns} numbers for {n} columns");
-    let needed = scratch_len::<T>(m, k, n);
-    assert!(scratch.len() >= needed, "gemm: {} elements of scratch, {needed} needed", scratch.len());
+    panic!("gemm: {scratch} elements of scratch, {} needed", scratch_len::<f32>(m, k, n));
 }
 
 /// What is left of a product without products: `C <- beta C`, and the epilogue.
@@ -576,10 +640,24 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "gemm: A is 1x2, B is 1x1")]
-    fn shapes_that_disagree_are_named() {
-        let mut c = [0.0f32; 1];
-        let b = MatRef::new(&[1.0], 1, 1);
-        gemm(1.0, MatRef::new(&[1.0, 2.0], 1, 2), b, 0.0, MatMut::new(&mut c, 1, 1), Epilogue::None, &mut [0.0; 1024]);
+    fn what_does_not_fit_is_named() {
+        let refused = |b_rows: usize, c_cols: usize, bias: usize, scratch: usize| {
+            let run = || {
+                let (a, b, mut c) = ([1.0f32; 6], [1.0; 8], [0.0; 16]);
+                let (b, c) = (MatRef::new(&b[..b_rows * 2], b_rows, 2), MatMut::new(&mut c[..2 * c_cols], 2, c_cols));
+                let bias = &[1.0; 8][..bias];
+                gemm(1.0, MatRef::new(&a, 2, 3), b, 0.0, c, Epilogue::Bias(bias), &mut vec![0.0; scratch]);
+            };
+            let payload = std::panic::catch_unwind(run).expect_err("it does not fit");
+            payload.downcast::<String>().expect("a message with numbers")
+        };
+        let needed = scratch_len::<f32>(2, 3, 2);
+        assert!(refused(4, 2, 2, needed).contains("gemm: A is 2x3, B is 4x2"));
+        assert!(refused(3, 3, 2, needed).contains("gemm: A B is 2x2, C is 2x3"));
+        assert!(refused(3, 2, 3, needed).contains("gemm: the epilogue has 3 numbers for 2 columns"));
+        let short = format!("gemm: {} elements of scratch, {needed} needed", needed - 1);
+        assert!(refused(3, 2, 2, needed - 1).contains(&short));
+        // The first that is wrong is named, whatever else is.
+        assert!(refused(4, 3, 3, 0).contains("gemm: A is 2x3, B is 4x2"));
     }
 }

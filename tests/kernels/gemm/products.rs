@@ -28,6 +28,60 @@ fn every_size_up_to_70<T: Element>() {
     }
 }
 
+/// The sizes for which there is a loop of its own, and those just above them, with every way in which A, B and C may lie.
+fn a_few_numbers<T: Element>() {
+    let mut sizes = vec![
+        // Around 32 of anything, and 8 columns.
+        (31, 5, 3),
+        (32, 5, 3),
+        (33, 5, 3),
+        (3, 31, 5),
+        (3, 32, 5),
+        (3, 33, 5),
+        (3, 5, 31),
+        (3, 5, 32),
+        (3, 5, 33),
+        // Around 2048 and 1024 products.
+        (16, 16, 8),
+        (11, 17, 11),
+        (19, 12, 9),
+        (32, 8, 8),
+        (31, 31, 2),
+        (8, 8, 16),
+        (4, 16, 16),
+        (5, 12, 17),
+        (2, 16, 32),
+    ];
+    for m in 1..=6 {
+        for k in [1, 2, 7] {
+            sizes.extend([1, 3, 4, 5, 8, 9, 16, 17].map(|n| (m, k, n)));
+        }
+    }
+    let mut rng = Rng::new(4, "sizes");
+    for size in sizes {
+        let mut cases = Vec::new();
+        for a in [Layout::Rows(0), Layout::Columns(1), Layout::SpreadRows(1)] {
+            for b in LAYOUTS {
+                for c in [Layout::Rows(1), Layout::Columns(0), Layout::SpreadColumns(1)] {
+                    cases.push(Case { layouts: [a, b, c], is_packed: false, ..Case::drawn(size, &mut rng) });
+                }
+            }
+        }
+        // C as it is stored without a second thought.
+        cases.push(Case::of(size));
+        agree::<T>(&cases);
+        // The same numbers, wherever they lie.
+        let plain = cases[0].clone();
+        sweep::<T>(|_| {
+            let wanted = plain.bits(&plain.operands::<T>(Rng::normal));
+            for case in &cases {
+                let same = Case { layouts: case.layouts, offsets: case.offsets, ..plain.clone() };
+                same.bits(&same.operands::<T>(Rng::normal)).assert_same(&format!("{same:?} and {plain:?}"), &wanted);
+            }
+        });
+    }
+}
+
 fn every_block_boundary<T: Element>() {
     let mut cases = Vec::new();
     for (i, large) in LARGE.into_iter().enumerate() {
@@ -332,6 +386,7 @@ fn repeated_rows_and_columns_are_legal_inputs<T: Element>() {
 
 in_both_types!(
     every_size_up_to_70,
+    a_few_numbers,
     every_block_boundary,
     every_cache_block,
     every_way_of_reading_in_place,
