@@ -16,6 +16,10 @@ fn span(rows: usize, cols: usize, rs: usize, cs: usize) -> Option<usize> {
 /// The same pointer, of unknown origin to the compiler: it stays in a register through a loop, where it would be computed anew from
 /// others at every step, at the cost of registers for vectors.
 #[inline(always)]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::pointers_in_nomem_asm_block, reason = "only an address passes through")
+)]
 fn opaque<T>(pointer: *const T) -> *const T {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
