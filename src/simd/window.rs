@@ -234,6 +234,47 @@ impl<'a, T: Copy> Rows<'a, T> {
     }
 }
 
+/// Some rows of a matrix side by side, read by pieces that lie at the same columns.
+#[derive(Clone, Copy)]
+pub(crate) struct Abreast<'a, T, const N: usize> {
+    starts: [*const T; N],
+    left: usize,
+    data: PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Copy, const N: usize> Abreast<'a, T, N> {
+    /// # Panics
+    /// If one of the rows is not there.
+    #[inline(always)]
+    pub(crate) fn new(rows: Rows<'a, T>, which: [usize; N]) -> Self {
+        let starts = which.map(|i| {
+            assert!(i < rows.rows);
+            rows.start.wrapping_add(i * rows.stride)
+        });
+        Abreast { starts, left: rows.cols, data: PhantomData }
+    }
+
+    /// The next `len` elements of each row, if so many are left.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, len: usize) -> Option<[&'a [T]; N]> {
+        if self.left < len {
+            return None;
+        }
+        self.left -= len;
+        let starts = self.starts;
+        self.starts = starts.map(|start| start.wrapping_add(len));
+        // SAFETY: the rows lie in `data` (checked by `Rows::new`), and `left` counts what has not been taken of them.
+        Some(starts.map(|start| unsafe { std::slice::from_raw_parts(start, len) }))
+    }
+
+    /// What is left of each row.
+    #[inline(always)]
+    pub(crate) fn rest(self) -> [&'a [T]; N] {
+        // SAFETY: as in `take`.
+        self.starts.map(|start| unsafe { std::slice::from_raw_parts(start, self.left) })
+    }
+}
+
 /// Several [`Rows`] of one size, `step` elements apart: the panels of a matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a, T> {
@@ -352,11 +393,6 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         RowsMut { start: data.as_mut_ptr(), rows, cols, stride, data: PhantomData }
     }
 
-    #[inline(always)]
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
-    }
-
     /// `rows` rows from row `i` on, of `cols` columns from column `j` on.
     #[inline(always)]
     pub(crate) fn block(&mut self, (i, rows): (usize, usize), (j, cols): (usize, usize)) -> RowsMut<'_, T> {
@@ -425,6 +461,12 @@ impl<'a, T: Copy> CellsMut<'a, T> {
     #[inline(always)]
     pub(crate) fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The same elements, rows and columns exchanged.
+    #[inline(always)]
+    pub(crate) fn transpose(self) -> Self {
+        CellsMut { rows: self.cols, cols: self.rows, rs: self.cs, cs: self.rs, ..self }
     }
 
     /// Whether the elements of a row follow one another.

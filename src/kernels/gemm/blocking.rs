@@ -14,13 +14,16 @@ pub(super) const NC: usize = 2048;
 /// Most rows of A in one pass that is shared between threads.
 pub(super) const MC: usize = 1536;
 
+/// Most multiply-adds of a product that [`is_tiny`].
+pub(super) const TINY: usize = 2048;
+
 /// Whether a product is so small that any thought about tiles and tasks would cost more than it saves. Where a row is at most a
 /// vector of f32, tiles overtake the simple loop later.
 #[inline(always)]
 pub(super) fn is_tiny(m: usize, k: usize, n: usize) -> bool {
     // Nothing, less one, is more than any limit. No product of the three overflows.
     let most = m.wrapping_sub(1) | k.wrapping_sub(1) | n.wrapping_sub(1);
-    most < 32 && m * k * n <= if n <= 8 { 2048 } else { 1024 }
+    most < 32 && m * k * n <= if n <= 8 { TINY } else { TINY / 2 }
 }
 
 /// The block of k: as few as needed, of about the same size.
@@ -47,6 +50,11 @@ pub(super) fn task(mc: usize, kc: usize, cut: Cut) -> (usize, usize) {
     let rows = mc.div_ceil(mc.div_ceil(48));
     let cols = (1 << 22) / (rows * kc).max(1);
     (rows, (cols.clamp(128, 512) / cut.width).max(1))
+}
+
+/// Rows of dot products in one task: 2^18 multiply-adds, which takes some ten microseconds.
+pub(super) fn rows_of_dots(k: usize, n: usize) -> usize {
+    ((1 << 18) / (k * n)).next_multiple_of(16).max(16)
 }
 
 /// Bytes of the caches, in which operands are to stay.

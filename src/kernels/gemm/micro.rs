@@ -31,6 +31,17 @@ impl<'a, T: Element> Finish<'a, T> {
         Finish { alpha: T::ONE, beta: T::ZERO, bias: Bias::None, relu: false }
     }
 
+    /// For the same product with rows and columns exchanged.
+    #[inline(always)]
+    pub(super) fn transposed(self) -> Self {
+        let bias = match self.bias {
+            Bias::None => Bias::None,
+            Bias::OfColumns(bias) => Bias::OfRows(bias),
+            Bias::OfRows(bias) => Bias::OfColumns(bias),
+        };
+        Finish { bias, ..self }
+    }
+
     /// What becomes of sums: `old` is C's, and what is to be added.
     #[inline(always)]
     pub(super) fn apply<V: Lanes<Elem = T>>(self, mut sums: V, old: impl FnOnce() -> V, bias: Option<V>) -> V {

@@ -61,7 +61,7 @@ use blocking::{Caches, Cut, FEW, KC, MC, NC, NV, Tiles};
 use micro::{A, Bias, Buffer, Finish, Scatter, Sweep};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
-use thin::{FewColumns, FewRows, NARROW};
+use thin::{Dots, FewRows, THIN};
 use tiny::Tiny;
 
 /// Elements of the widest vector: whole vectors are stored, so packed panels need up to so many elements more than they have.
@@ -70,9 +70,9 @@ const WIDEST: usize = 16;
 /// Elements of scratch that [`gemm`] needs for a product of this size.
 pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
     // C may be written through its transpose, so either may be the wider. Every task packs its own rows of A, and stores one vector
-    // more at most.
+    // more at most. Thin products copy their few columns.
     let (widest, kc) = (m.max(n), blocking::kc(k));
-    kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST
+    (kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST).max(THIN * k)
 }
 
 /// What a product does besides, while its results are at hand.
@@ -289,8 +289,6 @@ impl<T: Element> Split for Tasks<'_, T> {
 enum B<'a, T> {
     /// Where it lies, its rows contiguous.
     InPlace(MatRef<'a, T>),
-    /// Where it lies, element by element: a few columns.
-    OneByOne(MatRef<'a, T>),
     /// From the panels of one pass.
     Panels(&'a [T]),
     /// From panels made beforehand.
@@ -326,20 +324,27 @@ impl PerElement for Multiply {
 
 #[inline(always)]
 fn run<T: Element>(product: Whole<'_, T>) {
-    let Whole { isa, a, b, mut c, finish, scratch } = product;
+    let Whole { isa, mut a, mut b, mut c, mut finish, scratch } = product;
+    let mut c = cells(&mut c);
+    let takes_dots = |a: MatRef<'_, T>, n: usize| a.col_stride() == 1 && thin::takes_dots(a.rows(), a.cols(), n);
+    if let B::InPlace(right) = b {
+        // A thin product's few columns become rows, if A's columns are contiguous; its few rows columns, if B's columns are.
+        let few_columns = c.cols() <= THIN && c.rows() >= WIDEST && a.row_stride() == 1;
+        if !takes_dots(a, c.cols()) && (few_columns || takes_dots(right.transpose(), c.rows())) {
+            (a, b, c, finish) = (right.transpose(), B::InPlace(a.transpose()), c.transpose(), finish.transposed());
+        }
+    }
     let (m, k, n) = (a.rows(), a.cols(), c.cols());
     let (tiles, caches) = (isa.run::<T, _>(Describe), Caches::found());
+    if takes_dots(a, n) {
+        return dots(isa, tiles, a, b, c, finish, scratch);
+    }
     let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
-    let b = match b {
-        B::InPlace(b) if n <= NARROW && a_contiguous && m >= WIDEST && k >= WIDEST && tiles.wide => B::OneByOne(b),
-        b => b,
-    };
     let packs_b = match b {
         B::InPlace(b) => b.col_stride() != 1 || !caches.reads_b_in_place::<T>(m, k.min(KC), b.row_stride()),
         _ => false,
     };
-    let a_in_place = a_contiguous && blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n);
-    let mut c = cells(&mut c);
+    let a_in_place = a_contiguous && (m <= THIN || blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n));
     let (kc_most, nc_most) = (blocking::kc(k), caches.nc::<T>(n));
     let nv = if matches!(b, B::InPlace(_)) && !packs_b { tiles.nv(m) } else { NV };
     let forks = parallel::forks(cost::<T>(m.min(MC), kc_most, nc_most));
@@ -403,6 +408,42 @@ fn run<T: Element>(product: Whole<'_, T>) {
             }
         }
     }
+}
+
+/// A product with few columns, as dot products: [`takes_dots`](thin::takes_dots).
+#[inline(never)]
+fn dots<T: Element>(
+    isa: Isa,
+    tiles: Tiles,
+    a: MatRef<'_, T>,
+    b: B<'_, T>,
+    c: CellsMut<'_, T>,
+    finish: Finish<'_, T>,
+    scratch: &mut [T],
+) {
+    let (m, k, n) = (a.rows(), a.cols(), c.cols());
+    let (columns, stride) = match b {
+        B::InPlace(b) if b.row_stride() == 1 => (b.data(), b.col_stride()),
+        B::InPlace(b) => {
+            thin::copy_columns(b, &mut scratch[..n * k]);
+            (&*scratch, k)
+        }
+        B::Packed(b) => {
+            let kc = blocking::kc(k);
+            let passes = (0..k).step_by(kc).map(|pc| Block { pc, kc: kc.min(k - pc), jc: 0, nc: n });
+            thin::copy_packed_columns(b, tiles, passes, k, &mut scratch[..n * k]);
+            (&*scratch, k)
+        }
+        B::Panels(_) => unreachable!("made in a pass of a larger product"),
+    };
+    let cost = cost::<T>(m, k, n);
+    let rows = if parallel::forks(cost) { blocking::rows_of_dots(k, n).min(m) } else { m };
+    parallel::for_each(m.div_ceil(rows), cost, Tasks { c, rows, cols: n, across: 1 }, |index, task| {
+        let (i0, c) = (index * rows, task.c);
+        let a = Rows::new(&a.data()[i0 * a.row_stride()..], c.rows(), k, a.row_stride());
+        let b = Rows::new(columns, n, k, stride);
+        isa.run(&mut Dots { a, b, c, finish: finish.at(i0, 0) });
+    });
 }
 
 /// What a pass costs.
@@ -509,18 +550,15 @@ impl<T: Element> Product<'_, T> {
         let (first, end) = self.panels;
         let m = a.rows();
         let is_near = caches.keep_near::<T>(kc * nc);
-        match b {
-            B::OneByOne(b) => {
-                let (finish, i0) = (self.finish, self.i0);
-                return isa.run(&mut FewColumns { a, b, pc, kc, c, i0, finish });
-            }
-            B::InPlace(b) if m <= FEW && c.has_contiguous_rows() && !is_near && c.cols() >= tiles.width => {
+        if let B::InPlace(b) = b {
+            // A tile takes what is near, and four rows, unless their elements have to be written one by one.
+            let is_thin = if c.has_contiguous_rows() { m <= FEW && !is_near } else { m <= THIN };
+            if is_thin && c.cols() >= tiles.width {
                 let (j0, cols) = (jc + cut.part(first).0, c.cols());
                 let b = Rows::new(&b.data()[pc * b.row_stride() + j0..], kc, cols, b.row_stride());
                 let finish = self.finish.at(self.i0, j0);
-                return isa.run(&mut FewRows { a, b, kc, pc, c: c.into_rows(), finish });
+                return isa.run(&mut FewRows { a, b, k: (pc, kc), c, finish });
             }
-            _ => {}
         }
         let nv = if nc <= tiles.width { 1 } else { self.nv };
         let mut buffer = if c.has_contiguous_rows() { None } else { Some(Buffer::new()) };
@@ -544,10 +582,9 @@ impl<T: Element> Product<'_, T> {
                     }
                     B::Panels(data) => Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width),
                     B::Packed(packed) => {
-                        let data = packed.block(tiles, caches, jc, pc);
+                        let data = packed.block(tiles, self.block);
                         Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width)
                     }
-                    B::OneByOne(_) => unreachable!("multiplied above"),
                 };
                 // Tiles of three vectors are low: several of them make a strip.
                 let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };

@@ -62,15 +62,13 @@ impl<T: Element> PackedB<T> {
 pub(super) struct AllPanels<'a, T> {
     panels: &'a [T],
     k: usize,
-    n: usize,
 }
 
 impl<'a, T: Element> AllPanels<'a, T> {
-    /// The panels of the pass that begins at column `jc` and row `pc`.
+    /// The panels of one pass.
     #[inline(always)]
-    pub(super) fn block(self, tiles: Tiles, caches: Caches, jc: usize, pc: usize) -> &'a [T] {
-        let nc = caches.nc::<T>(self.n).min(self.n - jc);
-        &self.panels[jc * self.k + pc * padded(tiles, nc)..]
+    pub(super) fn block(self, tiles: Tiles, block: Block) -> &'a [T] {
+        &self.panels[block.jc * self.k + block.pc * padded(tiles, block.nc)..]
     }
 }
 
@@ -125,7 +123,7 @@ pub fn gemm_packed<T: Element>(
     if b.k == 0 || alpha == T::ZERO {
         scale(isa, finish, c);
     } else {
-        let panels = AllPanels { panels: b.panels.data(), k: b.k, n: b.n };
+        let panels = AllPanels { panels: b.panels.data(), k: b.k };
         T::call::<Multiply>(Whole { isa, a, b: B::Packed(panels), c, finish, scratch });
     }
     Ok(())

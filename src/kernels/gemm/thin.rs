@@ -1,27 +1,47 @@
-//! Products of so few rows or columns that a register tile would be mostly empty: the same chains of multiply-adds, in another order
-//! of loops.
+//! Products of so few rows or columns that a register tile would be mostly empty: C of up to [`THIN`] rows, or of up to [`THIN`]
+//! columns, which is the same with A and B exchanged.
 //!
-//! Both are bound by the bytes of the one large operand, which they read once and in the order in which it lies.
+//! Each element of the long operand is used a few times only, so the bound is its bytes: it is read once, in the order in which it
+//! lies, and is neither copied nor transposed.
+//!
+//! - [`FewRows`]: the lanes lie along the long operand's columns, and several of its rows at a time are added to sums in the first
+//!   cache. These are a register tile's chains, in another order of loops.
+//! - [`Dots`]: k is contiguous in the long operand, and its lanes are sums of one element of C: chains over every sixteenth product
+//!   (f32; 64 bytes whatever the vectors) of up to 4096, added by halving. Turning 64 elements of f32, so that the lanes could be rows and the
+//!   chains a tile's, takes 16 to 24 shuffles besides 8 multiply-adds for each column; that was 17 to 20 cycles, and dot products
+//!   take 7 to 10 where the second cache holds the operand.
 
-use super::blocking::{FEW, KC};
+use super::blocking::{Cut, Tiles};
 use super::micro::{Bias, Finish};
+use super::{Block, NV, prepacked::AllPanels};
 use crate::matrix::MatRef;
-use crate::simd::{CellsMut, Element, Kernel, Lanes, Rows, RowsMut};
+use crate::simd::{Abreast, CellsMut, Element, Kernel, Lanes, Rows};
 
-/// Vectors of sums in the first cache, for each row.
-const CHUNK: usize = 32;
+/// Most rows, or columns, of a thin product.
+pub(super) const THIN: usize = 4;
 
-/// At most [`FEW`] rows of A, times a B whose rows are contiguous and too large for the first cache: four rows of B at a time are
-/// added to sums in memory.
+/// Whether a product with `few` columns, for whose rows k is contiguous, is one of dot products: by its size alone, and not where it
+/// is tiny.
+#[inline(always)]
+pub(super) fn takes_dots(many: usize, k: usize, few: usize) -> bool {
+    few <= THIN && k >= 32 && many * k * few > super::blocking::TINY
+}
+
+/// Elements in 64 bytes.
+#[inline(always)]
+const fn line<T>() -> usize {
+    64 / size_of::<T>()
+}
+
+/// Few rows of A, times a B whose rows are contiguous.
 pub(super) struct FewRows<'a, T> {
     pub(super) a: MatRef<'a, T>,
     /// The part of B that belongs to this pass.
     pub(super) b: Rows<'a, T>,
-    pub(super) kc: usize,
-    /// The first column of A in this pass.
-    pub(super) pc: usize,
+    /// The first column of A in this pass, and how many.
+    pub(super) k: (usize, usize),
     /// As many columns as B has, one vector at least.
-    pub(super) c: RowsMut<'a, T>,
+    pub(super) c: CellsMut<'a, T>,
     pub(super) finish: Finish<'a, T>,
 }
 
@@ -30,39 +50,44 @@ impl<'a, T: Element> Kernel<T> for &'a mut FewRows<'a, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
+        // Sums of 8 KiB with AVX2, in pieces of B's rows as long as that allows: they are fetched ahead in order.
         match self.a.rows() {
-            1 => self.rows::<V, 1>(),
-            2 => self.rows::<V, 2>(),
-            FEW => self.rows::<V, FEW>(),
-            _ => unreachable!("at most three rows"),
+            1 => self.rows::<V, 1, 256>(),
+            2 => self.rows::<V, 2, 128>(),
+            3 => self.rows::<V, 3, 64>(),
+            THIN => self.rows::<V, THIN, 64>(),
+            _ => unreachable!("more rows than a thin product has"),
         }
     }
 }
 
 impl<T: Element> FewRows<'_, T> {
     #[inline(always)]
-    fn rows<V: Lanes<Elem = T>, const MR: usize>(&mut self) {
+    fn rows<V: Lanes<Elem = T>, const MR: usize, const CHUNK: usize>(&mut self) {
         let n = self.c.cols();
+        assert!(n >= V::WIDTH);
         let mut first = 0;
         while first < n {
             let cols = (CHUNK * V::WIDTH).min(n - first);
             // What is left may be less than a vector: the last one begins earlier then, in columns that are not finished yet.
             let cols = if n - first - cols < V::WIDTH && n - first > cols { cols - V::WIDTH } else { cols };
-            self.chunk::<V, MR>(first, cols);
+            self.chunk::<V, MR, CHUNK>(first, cols);
             first += cols;
         }
     }
 
     #[inline(always)]
-    fn chunk<V: Lanes<Elem = T>, const MR: usize>(&mut self, first: usize, cols: usize) {
+    fn chunk<V: Lanes<Elem = T>, const MR: usize, const CHUNK: usize>(&mut self, first: usize, cols: usize) {
         let vectors = cols.div_ceil(V::WIDTH);
+        assert!(vectors <= CHUNK);
         let at = |v: usize| first + (v * V::WIDTH).min(cols - V::WIDTH);
-        let (b, rs, cs) = (self.b, self.a.row_stride(), self.a.col_stride());
-        let a = &self.a.data()[self.pc * cs..];
+        let (b, (pc, kc)) = (self.b, self.k);
+        let (rs, cs) = (self.a.row_stride(), self.a.col_stride());
+        let a = &self.a.data()[pc * cs..];
         let mut sums = [[V::zero(); CHUNK]; MR];
         let mut p = 0;
-        while p < self.kc {
-            let steps = if p + 4 <= self.kc { 4 } else { 1 };
+        while p < kc {
+            let steps = if p + 4 <= kc { 4 } else { 1 };
             let mut x = [[V::zero(); 4]; MR];
             for i in 0..MR {
                 for u in 0..steps {
@@ -88,167 +113,217 @@ impl<T: Element> FewRows<'_, T> {
             }
             p += steps;
         }
-        let finish = self.finish;
         for i in 0..MR {
-            let c = self.c.slice(i, 0, first + cols);
             for v in 0..vectors {
-                let bias = match finish.bias {
-                    Bias::None => None,
-                    Bias::OfColumns(bias) => Some(V::load(&bias[at(v)..])),
-                    Bias::OfRows(bias) => Some(V::splat(bias[i])),
-                };
-                sums[i][v] = finish.apply(sums[i][v], || V::load(&c[at(v)..]), bias);
+                sums[i][v] = finish::<V>(self.finish, &mut self.c, (i, at(v)), false, sums[i][v]);
             }
-            // Stored when all is read, because the last vector may overlap the one before it.
+            // Written when all is read, because the last vector may overlap the one before it.
             for v in 0..vectors {
-                sums[i][v].store(&mut c[at(v)..]);
+                write(&mut self.c, (i, at(v)), (false, V::WIDTH), sums[i][v]);
             }
         }
     }
 }
 
-/// Most columns of [`FewColumns`].
-pub(super) const NARROW: usize = 4;
+/// What becomes of sums that begin at element (i, j) of C and go along its row, or down its column.
+#[inline(always)]
+fn finish<V: Lanes>(
+    finish: Finish<'_, V::Elem>,
+    c: &mut CellsMut<'_, V::Elem>,
+    (i, j): (usize, usize),
+    down: bool,
+    sums: V,
+) -> V {
+    let left = if down { c.rows() - i } else { c.cols() - j };
+    let lanes = V::WIDTH.min(left);
+    let bias = match (finish.bias, down) {
+        (Bias::None, _) => None,
+        (Bias::OfColumns(bias), true) => Some(V::splat(bias[j])),
+        (Bias::OfRows(bias), false) => Some(V::splat(bias[i])),
+        (Bias::OfColumns(bias), false) => Some(V::load_up_to(&bias[j..][..lanes])),
+        (Bias::OfRows(bias), true) => Some(V::load_up_to(&bias[i..][..lanes])),
+    };
+    let old = || {
+        let mut old = [V::Elem::ZERO; 16];
+        for l in 0..lanes {
+            old[l] = if down { *c.at(i + l, j) } else { *c.at(i, j + l) };
+        }
+        V::load(&old)
+    };
+    finish.apply(sums, old, bias)
+}
 
-/// At most [`NARROW`] columns of B, any strides: the lanes lie along the rows of A, which are transposed on the way if they are contiguous.
-pub(super) struct FewColumns<'a, T> {
-    pub(super) a: MatRef<'a, T>,
-    pub(super) b: MatRef<'a, T>,
-    pub(super) pc: usize,
-    pub(super) kc: usize,
+/// Writes the first lanes from element (i, j) of C on, along its row or down its column.
+#[inline(always)]
+fn write<V: Lanes>(c: &mut CellsMut<'_, V::Elem>, (i, j): (usize, usize), (down, lanes): (bool, usize), new: V) {
+    if !down && c.has_contiguous_rows() {
+        return new.store_partial(c.block((i, 1), (j, lanes)).into_rows().slice(0, 0, lanes));
+    }
+    let mut values = [V::Elem::ZERO; 16];
+    new.store(&mut values);
+    for l in 0..lanes {
+        *(if down { c.at(i + l, j) } else { c.at(i, j + l) }) = values[l];
+    }
+}
+
+/// Few columns of B, k contiguous in each of them, times an A whose rows are contiguous.
+pub(super) struct Dots<'a, T> {
+    pub(super) a: Rows<'a, T>,
+    /// The columns of B, as rows.
+    pub(super) b: Rows<'a, T>,
     pub(super) c: CellsMut<'a, T>,
-    /// The row of C that is the first here: where the bias of rows begins.
-    pub(super) i0: usize,
     pub(super) finish: Finish<'a, T>,
 }
 
-impl<'a, T: Element> Kernel<T> for &'a mut FewColumns<'a, T> {
+impl<'a, T: Element> Kernel<T> for &'a mut Dots<'a, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        match self.b.cols() {
-            1 => self.columns::<V, 1>(),
-            2 => self.columns::<V, 2>(),
-            3 => self.columns::<V, 3>(),
-            NARROW => self.columns::<V, NARROW>(),
-            _ => unreachable!("at most four columns"),
+        // Eight chains or more run side by side: rows, columns, and the vectors of 64 bytes.
+        match (self.c.cols(), const { V::GROUP == 1 }) {
+            (1, true) => self.columns::<V, 8, 1>(),
+            (2, true) => self.columns::<V, 4, 2>(),
+            (3, true) => self.columns::<V, 4, 3>(),
+            (THIN, true) => self.columns::<V, 2, THIN>(),
+            (1, false) => self.columns::<V, 4, 1>(),
+            (2, false) => self.columns::<V, 2, 2>(),
+            (3, false) => self.columns::<V, 2, 3>(),
+            (THIN, false) => self.columns::<V, 1, THIN>(),
+            _ => unreachable!("more columns than a thin product has"),
         }
     }
 }
 
-impl<T: Element> FewColumns<'_, T> {
+/// Most multiply-adds in a chain: as many as in a tile's.
+const LINES: usize = super::KC;
+
+/// Rows of C that are finished together: a multiple of every vector's lanes.
+const ROWS: usize = 16;
+
+impl<T: Element> Dots<'_, T> {
     #[inline(always)]
-    fn columns<V: Lanes<Elem = T>, const N: usize>(&mut self) {
-        let (m, kc) = (self.a.rows(), self.kc);
-        let mut b = [[T::ZERO; N]; KC];
-        for p in 0..kc {
+    fn columns<V: Lanes<Elem = T>, const R: usize, const N: usize>(&mut self) {
+        let m = self.c.rows();
+        let mut first = 0;
+        while first < m {
+            let rows = ROWS.min(m - first);
+            let mut sums = [[T::ZERO; ROWS]; N];
+            let mut r = 0;
+            while r < rows {
+                let dots = self.dots::<V, R, N>(first + r);
+                for i in 0..R {
+                    for j in 0..N {
+                        // What is behind the last row is not written to C.
+                        sums[j][(r + i) % ROWS] = dots[i][j];
+                    }
+                }
+                r += R;
+            }
             for j in 0..N {
-                b[p][j] = self.b.data()[(self.pc + p) * self.b.row_stride() + j * self.b.col_stride()];
-            }
-        }
-        let b = &b[..kc];
-        let mut i0 = 0;
-        while i0 < m {
-            // Two groups of rows, so that one's chains run while the other waits; the last ones may repeat rows.
-            let last = m.saturating_sub(V::WIDTH);
-            let starts = [i0.min(last), (i0 + V::WIDTH).min(last)];
-            let mut sums = [[V::zero(); N]; 2];
-            if self.a.row_stride() == 1 {
-                self.by_column::<V, N>(starts, b, &mut sums);
-            } else {
-                self.by_row::<V, N>(starts, b, &mut sums);
-            }
-            for g in 0..2 {
-                let begin = i0 + g * V::WIDTH;
-                if begin < m {
-                    self.finish::<V, N>(starts[g], begin, sums[g]);
+                let mut r = 0;
+                while r < rows {
+                    let (at, lanes) = ((first + r, j), V::WIDTH.min(rows - r));
+                    let new = finish::<V>(self.finish, &mut self.c, at, true, V::load(&sums[j][r..]));
+                    write(&mut self.c, at, (true, lanes), new);
+                    r += V::WIDTH;
                 }
             }
-            i0 += 2 * V::WIDTH;
+            first += ROWS;
         }
     }
 
+    /// The dot products of `R` rows of A from row `i0` on, of which those behind the last repeat it, and all columns.
     #[inline(always)]
-    fn by_column<V: Lanes<Elem = T>, const N: usize>(&self, starts: [usize; 2], b: &[[T; N]], sums: &mut [[V; N]; 2]) {
-        let a = Rows::new(&self.a.data()[self.pc * self.a.col_stride()..], b.len(), self.a.rows(), self.a.col_stride());
-        let lanes = V::WIDTH.min(self.a.rows());
-        for p in 0..b.len() {
-            for g in 0..2 {
-                let column = V::load_up_to(a.slice(p, starts[g], lanes));
-                add(&mut sums[g], column, b[p]);
-            }
+    fn dots<V: Lanes<Elem = T>, const R: usize, const N: usize>(&self, i0: usize) -> [[T; N]; R] {
+        let mut which = [self.c.rows() - 1; R];
+        for i in 0..R {
+            which[i] = which[i].min(i0 + i);
         }
-    }
-
-    #[inline(always)]
-    fn by_row<V: Lanes<Elem = T>, const N: usize>(&self, starts: [usize; 2], b: &[[T; N]], sums: &mut [[V; N]; 2]) {
-        let a = Rows::new(&self.a.data()[self.pc..], self.a.rows(), b.len(), self.a.row_stride());
-        // Whole lines of the cache for one group, then for the other: strides of a power of two leave room for few lines at once.
-        let line = 64 / size_of::<T>();
-        let mut p = 0;
-        while p < b.len() {
-            let end = (p + line).min(b.len());
-            for g in 0..2 {
-                let mut q = p;
-                while q < end {
-                    let steps = V::WIDTH.min(end - q);
-                    let mut square = [V::zero(); 16];
-                    if steps == V::WIDTH && self.a.rows() >= V::WIDTH {
-                        for i in 0..V::WIDTH {
-                            square[i] = V::load(a.slice(starts[g] + i, q, V::WIDTH));
-                        }
-                        V::transpose(&mut square);
-                        for u in 0..V::WIDTH {
-                            add(&mut sums[g], square[u], b[q + u]);
-                        }
-                    } else {
-                        for i in 0..V::WIDTH {
-                            let row = (starts[g] + i).min(self.a.rows() - 1);
-                            square[i] = V::load_up_to(a.slice(row, q, steps));
-                        }
-                        V::transpose(&mut square);
-                        for u in 0..steps {
-                            add(&mut sums[g], square[u], b[q + u]);
+        let mut which_columns = [0; N];
+        for j in 0..N {
+            which_columns[j] = j;
+        }
+        let (mut rows, mut columns) = (Abreast::new(self.a, which), Abreast::new(self.b, which_columns));
+        let mut dots = [[T::ZERO; N]; R];
+        loop {
+            let mut acc = [[[V::zero(); 16]; N]; R];
+            let mut lines = 0;
+            while lines < LINES {
+                let (Some(x), Some(y)) = (rows.take(line::<T>()), columns.take(line::<T>())) else { break };
+                for g in 0..V::GROUP {
+                    let at = g * V::WIDTH;
+                    let mut row = [V::zero(); R];
+                    for i in 0..R {
+                        row[i] = V::load(&x[i][at..]);
+                    }
+                    for j in 0..N {
+                        let column = V::load(&y[j][at..]);
+                        for i in 0..R {
+                            acc[i][j][g] = row[i].mul_add(column, acc[i][j][g]);
                         }
                     }
-                    q += steps;
+                }
+                lines += 1;
+            }
+            let is_last = lines < LINES;
+            if is_last {
+                let (x, y) = (rows.rest(), columns.rest());
+                let left = x[0].len();
+                for g in 0..V::GROUP {
+                    let (at, end) = ((g * V::WIDTH).min(left), ((g + 1) * V::WIDTH).min(left));
+                    for i in 0..R {
+                        let row = V::load_up_to(&x[i][at..end]);
+                        for j in 0..N {
+                            acc[i][j][g] = row.mul_add(V::load_up_to(&y[j][at..end]), acc[i][j][g]);
+                        }
+                    }
                 }
             }
-            p = end;
-        }
-    }
-
-    /// Writes the sums of the rows from `start` on, but for those before `begin`, which are written already.
-    #[inline(always)]
-    fn finish<V: Lanes<Elem = T>, const N: usize>(&mut self, start: usize, begin: usize, sums: [V; N]) {
-        let finish = self.finish;
-        let lanes = V::WIDTH.min(self.a.rows());
-        for j in 0..N {
-            let mut old = [T::ZERO; 16];
-            if finish.beta != T::ZERO {
-                for i in begin - start..lanes {
-                    old[i] = *self.c.at(start + i, j);
+            for i in 0..R {
+                for j in 0..N {
+                    let mut n = V::GROUP;
+                    while n > 1 {
+                        n /= 2;
+                        for g in 0..n {
+                            acc[i][j][g] = acc[i][j][g] + acc[i][j][g + n];
+                        }
+                    }
+                    dots[i][j] = dots[i][j] + acc[i][j][0].sum();
                 }
             }
-            let bias = match finish.bias {
-                Bias::None => None,
-                Bias::OfColumns(bias) => Some(V::splat(bias[j])),
-                Bias::OfRows(bias) => Some(V::load_up_to(&bias[self.i0 + start..][..lanes])),
-            };
-            let mut new = [T::ZERO; 16];
-            finish.apply(sums[j], || V::load(&old), bias).store(&mut new);
-            for i in begin - start..lanes {
-                *self.c.at(start + i, j) = new[i];
+            if is_last {
+                return dots;
             }
         }
     }
 }
 
-/// `sums[j] <- column * row[j] + sums[j]`.
-#[inline(always)]
-fn add<V: Lanes, const N: usize>(sums: &mut [V; N], column: V, row: [V::Elem; N]) {
-    for j in 0..N {
-        sums[j] = column.mul_add(V::splat(row[j]), sums[j]);
+/// Copies the `n` columns of B to rows of `k` elements.
+pub(super) fn copy_columns<T: Element>(b: MatRef<'_, T>, to: &mut [T]) {
+    let (k, rs, cs) = (b.rows(), b.row_stride(), b.col_stride());
+    for (j, to) in to.chunks_exact_mut(k).enumerate() {
+        for (p, to) in to.iter_mut().enumerate() {
+            *to = b.data()[p * rs + j * cs];
+        }
+    }
+}
+
+/// The same from panels, in passes over k.
+pub(super) fn copy_packed_columns<T: Element>(
+    b: AllPanels<'_, T>,
+    tiles: Tiles,
+    passes: impl Iterator<Item = Block>,
+    k: usize,
+    to: &mut [T],
+) {
+    for block in passes {
+        let (cut, panels) = (Cut::new(tiles, block.nc, NV), b.block(tiles, block));
+        for (j, to) in to.chunks_exact_mut(k).enumerate() {
+            let (start, cols) = cut.part((j / cut.width).min(cut.count - 1));
+            for p in 0..block.kc {
+                to[block.pc + p] = panels[start * block.kc + p * cols.max(tiles.width) + j - start];
+            }
+        }
     }
 }

@@ -92,7 +92,8 @@ fn bias_and_relu_follow_the_product<T: Element>() {
     assert!(zeros > 1000 && nans > 1000, "{zeros} zeros, {nans} NaN");
 }
 
-/// The sums of B's columns have the bits of a product with a row of ones, and of one more row of A; C has those of the product alone.
+/// The sums of B's columns have the bits of a product with a row of ones, and of one more row of A where neither is thin; C has those of
+/// the product alone.
 fn column_sums_are_a_product_with_ones<T: Element>() {
     for case in cases_of(Extra::ColumnSums).filter(|case| case.size.0 > 0) {
         let (m, k, n) = case.size;
@@ -101,6 +102,7 @@ fn column_sums_are_a_product_with_ones<T: Element>() {
         let [a, b, c] = &operands.matrices;
         let alpha = T::from_f64(case.alpha);
         let one_more: Vec<T> = a.elements().into_iter().chain((0..k).map(|_| T::ONE)).collect();
+        let is_thin = n <= 4 || matches!(case.layouts[1], Layout::Columns(_));
         sweep::<T>(|_| {
             let what = format!("{case:?}: sums");
             let found = case.run(&operands);
@@ -115,6 +117,9 @@ fn column_sums_are_a_product_with_ones<T: Element>() {
             let again = case.run(&Operands { numbers: found.numbers.clone(), ..operands.clone() });
             ones_times_b(&mut numbers);
             assert_same_bits(&format!("{what} on top of the first"), &bits(&again.numbers), &bits(&numbers));
+            if is_thin {
+                return;
+            }
             // Both at once.
             let mut all: Vec<T> = c.elements().into_iter().chain(operands.numbers.iter().copied()).collect();
             let (one_more, view) = (MatRef::new(&one_more, m + 1, k), MatMut::new(&mut all, m + 1, n));

@@ -6,7 +6,7 @@ use evenkeel::kernels::gemm::{PackedB, gemm_packed, scratch_len};
 use evenkeel::simd::{Element, with_isa};
 use evenkeel::{Error, Rng};
 
-/// One B packed once, for products of every number of rows in `ms` and every epilogue.
+/// One B packed once, for products of every number of rows in `ms` and every epilogue: the bits of a B whose rows are contiguous.
 fn same_bits_as_the_product<T: Element>(ms: &[usize], k: usize, n: usize, rng: &mut Rng) {
     let drawn = Case::drawn((1, k, n), rng);
     let cases: Vec<Case> = ms
@@ -19,11 +19,12 @@ fn same_bits_as_the_product<T: Element>(ms: &[usize], k: usize, n: usize, rng: &
         })
         .collect();
     let b = drawn.operands::<T>(Rng::normal).matrices[1].clone();
+    let by_rows = Matrix::<T>::input(Layout::Rows(0), 0, (k, n), |i, j| b.at(i, j));
     let operands: Vec<_> = cases
         .iter()
         .map(|case| {
             let mut operands = case.operands::<T>(Rng::normal);
-            operands.matrices[1] = b.clone();
+            operands.matrices[1] = by_rows.clone();
             operands
         })
         .collect();
@@ -59,6 +60,10 @@ fn every_block<T: Element>() {
         same_bits_as_the_product::<T>(&[1, 4], 1 + rng.index(9), n, &mut rng);
     }
     same_bits_as_the_product::<T>(&[3], 513, 2049, &mut rng);
+    // Few columns.
+    for (k, n) in [(40, 1), (257, 2), (300, 3), (513, 4)] {
+        same_bits_as_the_product::<T>(&[1, 4, 16, 70], k, n, &mut rng);
+    }
     same_bits_as_the_product::<T>(&[96, 97, 384, 385], 9, 66, &mut rng);
     same_bits_as_the_product::<T>(&[1536, 1537], 2, 33, &mut rng);
 }

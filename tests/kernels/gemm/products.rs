@@ -119,6 +119,8 @@ fn every_cache_block<T: Element>() {
     for m in [1535, 1536, 1537, 1559, 1560, 1561, 1536 + 383, 1536 + 384, 1536 + 385, 3072, 3073] {
         sizes.push((m, 1 + rng.index(9), 1 + rng.index(5)));
     }
+    // Few rows or columns, k in several blocks of a tile's or of dot products.
+    sizes.extend([(2, 1290, 70), (70, 1290, 3), (1, 10241, 3), (4, 10241, 1), (1, 5000, 1), (385, 70, 4), (9, 600, 3)]);
     sizes.extend([(50, 3, 2049), (1561, 2, 66), (1537, 257, 2), (2, 257, 2049), (97, 265, 66), (385, 9, 66)]);
     for size in sizes {
         // Drawn, with rows and with columns of C contiguous, and with B packed.
@@ -205,6 +207,35 @@ fn strides_that_nothing_uses_may_be_anything<T: Element>() {
                 let view = MatMut::with_strides(&mut c, m, n, stride(m, n), stride(n, 1)).unwrap();
                 gemm(T::ONE, any(&a, m, k), any(&b, k, n), T::ZERO, view, epilogue, &mut scratch);
                 Results { c, numbers }.bits().assert_same(&format!("{size:?} {extra:?}"), &plain);
+            }
+        });
+    }
+}
+
+/// Thin products: the bits depend on whether k is contiguous in the long operand, and on no other stride.
+fn thin_products_have_two_orders<T: Element>() {
+    use Layout::{Columns, Rows, SpreadColumns, SpreadRows};
+    let by_k = |of_a: bool| if of_a { [Rows(0), Rows(3)] } else { [Columns(0), Columns(5)] };
+    let other = |of_a: bool| [if of_a { Columns(2) } else { Rows(2) }, SpreadRows(1), SpreadColumns(2)];
+    for size @ (m, _, n) in
+        [(37, 277, 2), (67, 70, 4), (300, 33, 1), (1, 139, 45), (3, 270, 17), (4, 9000, 5), (700, 32, 3)]
+    {
+        let of_a = n <= 4;
+        sweep::<T>(|_| {
+            let result = |long: Layout, short: Layout, c: Layout| {
+                let layouts = if of_a { [long, short, c] } else { [short, long, c] };
+                let case = Case { layouts, offsets: [3, 1, 2], alpha: 0.7, beta: 1.3, ..Case::of(size) };
+                case.bits(&case.operands::<T>(Rng::normal))
+            };
+            for longs in [by_k(of_a).to_vec(), other(of_a).to_vec()] {
+                let first = result(longs[0], Rows(0), Rows(0));
+                for &long in &longs {
+                    for short in LAYOUTS {
+                        for c in LAYOUTS {
+                            result(long, short, c).assert_same(&format!("{m} rows: {long:?} {short:?} {c:?}"), &first);
+                        }
+                    }
+                }
             }
         });
     }
@@ -393,6 +424,7 @@ in_both_types!(
     the_scratch_asked_for_is_enough,
     strides_that_nothing_uses_may_be_anything,
     every_layout_and_scalar,
+    thin_products_have_two_orders,
     layouts_do_not_change_bits,
     whole_numbers_are_exact,
     zero_scalars_hide_what_they_multiply,
