@@ -225,6 +225,13 @@ impl<'a, T: Copy> Rows<'a, T> {
         Rows { start: data.as_ptr(), rows, cols, stride, data: PhantomData }
     }
 
+    /// `cols` columns from column `j` on.
+    #[inline(always)]
+    pub(crate) fn columns(self, j: usize, cols: usize) -> Self {
+        assert!(cols > 0 && j < self.cols && cols <= self.cols - j);
+        Rows { start: self.start.wrapping_add(j), cols, ..self }
+    }
+
     /// `len` elements of row `i` from column `j` on.
     #[inline(always)]
     pub(crate) fn slice(&self, i: usize, j: usize, len: usize) -> &'a [T] {

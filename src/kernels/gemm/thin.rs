@@ -50,12 +50,13 @@ impl<'a, T: Element> Kernel<T> for &'a mut FewRows<'a, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        // Sums of 8 KiB with AVX2, in pieces of B's rows as long as that allows: they are fetched ahead in order.
+        // As many rows of B at a time as there are registers for their factors, and sums of 8 KiB with AVX2: rows of B are fetched ahead
+        // where they are read in long pieces.
         match self.a.rows() {
-            1 => self.rows::<V, 1, 256>(),
-            2 => self.rows::<V, 2, 128>(),
-            3 => self.rows::<V, 3, 64>(),
-            THIN => self.rows::<V, THIN, 64>(),
+            1 => self.rows::<V, 1, 8, 256>(),
+            2 => self.rows::<V, 2, 4, 136>(),
+            3 => self.rows::<V, 3, 4, 132>(),
+            THIN => self.rows::<V, THIN, 2, 68>(),
             _ => unreachable!("more rows than a thin product has"),
         }
     }
@@ -63,7 +64,7 @@ impl<'a, T: Element> Kernel<T> for &'a mut FewRows<'a, T> {
 
 impl<T: Element> FewRows<'_, T> {
     #[inline(always)]
-    fn rows<V: Lanes<Elem = T>, const MR: usize, const CHUNK: usize>(&mut self) {
+    fn rows<V: Lanes<Elem = T>, const MR: usize, const U: usize, const CHUNK: usize>(&mut self) {
         let n = self.c.cols();
         assert!(n >= V::WIDTH);
         let mut first = 0;
@@ -71,47 +72,30 @@ impl<T: Element> FewRows<'_, T> {
             let cols = (CHUNK * V::WIDTH).min(n - first);
             // What is left may be less than a vector: the last one begins earlier then, in columns that are not finished yet.
             let cols = if n - first - cols < V::WIDTH && n - first > cols { cols - V::WIDTH } else { cols };
-            self.chunk::<V, MR, CHUNK>(first, cols);
+            self.chunk::<V, MR, U, CHUNK>(first, cols);
             first += cols;
         }
     }
 
     #[inline(always)]
-    fn chunk<V: Lanes<Elem = T>, const MR: usize, const CHUNK: usize>(&mut self, first: usize, cols: usize) {
+    fn chunk<V: Lanes<Elem = T>, const MR: usize, const U: usize, const CHUNK: usize>(
+        &mut self,
+        first: usize,
+        cols: usize,
+    ) {
         let vectors = cols.div_ceil(V::WIDTH);
         assert!(vectors <= CHUNK);
         let at = |v: usize| first + (v * V::WIDTH).min(cols - V::WIDTH);
-        let (b, (pc, kc)) = (self.b, self.k);
-        let (rs, cs) = (self.a.row_stride(), self.a.col_stride());
-        let a = &self.a.data()[pc * cs..];
+        let (b, kc) = ((self.b.columns(first, cols), cols), self.k.1);
         let mut sums = [[V::zero(); CHUNK]; MR];
         let mut p = 0;
+        while p + U <= kc {
+            self.add::<V, MR, U, CHUNK>(b, p, &mut sums);
+            p += U;
+        }
         while p < kc {
-            let steps = if p + 4 <= kc { 4 } else { 1 };
-            let mut x = [[V::zero(); 4]; MR];
-            for i in 0..MR {
-                for u in 0..steps {
-                    x[i][u] = V::splat(a[i * rs + (p + u) * cs]);
-                }
-            }
-            if steps == 4 {
-                for v in 0..vectors {
-                    for u in 0..4 {
-                        let row = V::load(b.slice(p + u, at(v), V::WIDTH));
-                        for i in 0..MR {
-                            sums[i][v] = x[i][u].mul_add(row, sums[i][v]);
-                        }
-                    }
-                }
-            } else {
-                for v in 0..vectors {
-                    let row = V::load(b.slice(p, at(v), V::WIDTH));
-                    for i in 0..MR {
-                        sums[i][v] = x[i][0].mul_add(row, sums[i][v]);
-                    }
-                }
-            }
-            p += steps;
+            self.add::<V, MR, 1, CHUNK>(b, p, &mut sums);
+            p += 1;
         }
         for i in 0..MR {
             for v in 0..vectors {
@@ -120,6 +104,47 @@ impl<T: Element> FewRows<'_, T> {
             // Written when all is read, because the last vector may overlap the one before it.
             for v in 0..vectors {
                 write(&mut self.c, (i, at(v)), (false, V::WIDTH), sums[i][v]);
+            }
+        }
+    }
+
+    /// Adds `U` rows of B from row `p` on, each times its factors, to the sums of its vectors; the last one may overlap the one before.
+    #[inline(always)]
+    fn add<V: Lanes<Elem = T>, const MR: usize, const U: usize, const CHUNK: usize>(
+        &self,
+        (b, cols): (Rows<'_, T>, usize),
+        p: usize,
+        sums: &mut [[V; CHUNK]; MR],
+    ) {
+        let (rs, cs) = (self.a.row_stride(), self.a.col_stride());
+        let a = &self.a.data()[(self.k.0 + p) * cs..];
+        let (mut x, mut which) = ([[V::zero(); U]; MR], [p; U]);
+        for u in 0..U {
+            which[u] += u;
+            for i in 0..MR {
+                x[i][u] = V::splat(a[i * rs + u * cs]);
+            }
+        }
+        let mut rows = Abreast::new(b, which);
+        let mut v = 0;
+        while let Some(row) = rows.take(V::WIDTH) {
+            if v >= CHUNK {
+                break;
+            }
+            for u in 0..U {
+                let row = V::load(row[u]);
+                for i in 0..MR {
+                    sums[i][v] = x[i][u].mul_add(row, sums[i][v]);
+                }
+            }
+            v += 1;
+        }
+        if cols > v * V::WIDTH && v < CHUNK {
+            for u in 0..U {
+                let row = V::load(b.slice(p + u, cols - V::WIDTH, V::WIDTH));
+                for i in 0..MR {
+                    sums[i][v] = x[i][u].mul_add(row, sums[i][v]);
+                }
             }
         }
     }
