@@ -241,44 +241,61 @@ impl<'a, T: Copy> Rows<'a, T> {
     }
 }
 
-/// Some rows of a matrix side by side, read by pieces that lie at the same columns.
+/// Neighbouring rows of one matrix, and of another that has as many columns, side by side: read by pieces at the same columns.
 #[derive(Clone, Copy)]
-pub(crate) struct Abreast<'a, T, const N: usize> {
-    starts: [*const T; N],
+pub(crate) struct Abreast<'a, T, const N: usize, const M: usize> {
+    starts: ([*const T; N], [*const T; M]),
     left: usize,
     data: PhantomData<&'a [T]>,
 }
 
-impl<'a, T: Copy, const N: usize> Abreast<'a, T, N> {
+impl<'a, T: Copy, const N: usize, const M: usize> Abreast<'a, T, N, M> {
+    /// `N` rows of the one matrix and `M` of the other, from the given row on.
+    ///
     /// # Panics
-    /// If one of the rows is not there.
+    /// If one of the rows is not there, or if the columns differ in number.
     #[inline(always)]
-    pub(crate) fn new(rows: Rows<'a, T>, which: [usize; N]) -> Self {
-        let starts = which.map(|i| {
-            assert!(i < rows.rows);
-            rows.start.wrapping_add(i * rows.stride)
-        });
-        Abreast { starts, left: rows.cols, data: PhantomData }
-    }
-
-    /// The next `len` elements of each row, if so many are left.
-    #[inline(always)]
-    pub(crate) fn take(&mut self, len: usize) -> Option<[&'a [T]; N]> {
-        if self.left < len {
-            return None;
+    pub(crate) fn new((one, i): (Rows<'a, T>, usize), (other, j): (Rows<'a, T>, usize)) -> Self {
+        assert!(i <= one.rows && N <= one.rows - i && j <= other.rows && M <= other.rows - j && one.cols == other.cols);
+        let (mut a, mut b) = ([one.start; N], [other.start; M]);
+        for n in 0..N {
+            a[n] = one.start.wrapping_add((i + n).wrapping_mul(one.stride));
         }
-        self.left -= len;
-        let starts = self.starts;
-        self.starts = starts.map(|start| start.wrapping_add(len));
-        // SAFETY: the rows lie in `data` (checked by `Rows::new`), and `left` counts what has not been taken of them.
-        Some(starts.map(|start| unsafe { std::slice::from_raw_parts(start, len) }))
+        for m in 0..M {
+            b[m] = other.start.wrapping_add((j + m).wrapping_mul(other.stride));
+        }
+        Abreast { starts: (a, b), left: one.cols, data: PhantomData }
     }
 
-    /// What is left of each row.
+    /// Number of columns that are left.
     #[inline(always)]
-    pub(crate) fn rest(self) -> [&'a [T]; N] {
-        // SAFETY: as in `take`.
-        self.starts.map(|start| unsafe { std::slice::from_raw_parts(start, self.left) })
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Row `n` of the one matrix, `len` elements from column `at` of what is left.
+    #[inline(always)]
+    pub(crate) fn one(&self, n: usize, at: usize, len: usize) -> &'a [T] {
+        assert!(at <= self.left && len <= self.left - at);
+        // SAFETY: the rows lie in `data` (checked by `Rows::new`), and `left` counts what has not been passed of them.
+        unsafe { std::slice::from_raw_parts(self.starts.0[n].add(at), len) }
+    }
+
+    /// The same of the other matrix.
+    #[inline(always)]
+    pub(crate) fn other(&self, m: usize, at: usize, len: usize) -> &'a [T] {
+        assert!(at <= self.left && len <= self.left - at);
+        // SAFETY: as for the one.
+        unsafe { std::slice::from_raw_parts(self.starts.1[m].add(at), len) }
+    }
+
+    /// Passes `len` columns.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, len: usize) {
+        assert!(len <= self.left);
+        self.left -= len;
+        self.starts.0 = self.starts.0.map(|start| start.wrapping_add(len));
+        self.starts.1 = self.starts.1.map(|start| start.wrapping_add(len));
     }
 }
 

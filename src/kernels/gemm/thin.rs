@@ -103,7 +103,7 @@ impl<T: Element> FewRows<'_, T> {
             }
             // Written when all is read, because the last vector may overlap the one before it.
             for v in 0..vectors {
-                write(&mut self.c, (i, at(v)), (false, V::WIDTH), sums[i][v]);
+                write(&mut self.c, (i, at(v)), false, sums[i][v]);
             }
         }
     }
@@ -118,25 +118,22 @@ impl<T: Element> FewRows<'_, T> {
     ) {
         let (rs, cs) = (self.a.row_stride(), self.a.col_stride());
         let a = &self.a.data()[(self.k.0 + p) * cs..];
-        let (mut x, mut which) = ([[V::zero(); U]; MR], [p; U]);
+        let mut x = [[V::zero(); U]; MR];
         for u in 0..U {
-            which[u] += u;
             for i in 0..MR {
                 x[i][u] = V::splat(a[i * rs + u * cs]);
             }
         }
-        let mut rows = Abreast::new(b, which);
+        let mut rows = Abreast::<_, U, 0>::new((b, p), (b, 0));
         let mut v = 0;
-        while let Some(row) = rows.take(V::WIDTH) {
-            if v >= CHUNK {
-                break;
-            }
+        while rows.left() >= V::WIDTH && v < CHUNK {
             for u in 0..U {
-                let row = V::load(row[u]);
+                let row = V::load(rows.one(u, 0, V::WIDTH));
                 for i in 0..MR {
                     sums[i][v] = x[i][u].mul_add(row, sums[i][v]);
                 }
             }
+            rows.pass(V::WIDTH);
             v += 1;
         }
         if cols > v * V::WIDTH && v < CHUNK {
@@ -150,7 +147,18 @@ impl<T: Element> FewRows<'_, T> {
     }
 }
 
-/// What becomes of sums that begin at element (i, j) of C and go along its row, or down its column.
+/// Lanes of C from element (i, j) on, along its row or down its column, as one row.
+#[inline(always)]
+fn lanes_of<'a, V: Lanes>(
+    c: &'a mut CellsMut<'_, V::Elem>,
+    (i, j): (usize, usize),
+    down: bool,
+) -> (usize, CellsMut<'a, V::Elem>) {
+    let lanes = V::WIDTH.min(if down { c.rows() - i } else { c.cols() - j });
+    (lanes, if down { c.block((i, lanes), (j, 1)).transpose() } else { c.block((i, 1), (j, lanes)) })
+}
+
+/// What becomes of sums that begin at element (i, j) of C.
 #[inline(always)]
 fn finish<V: Lanes>(
     finish: Finish<'_, V::Elem>,
@@ -159,8 +167,7 @@ fn finish<V: Lanes>(
     down: bool,
     sums: V,
 ) -> V {
-    let left = if down { c.rows() - i } else { c.cols() - j };
-    let lanes = V::WIDTH.min(left);
+    let (lanes, mut c) = lanes_of::<V>(c, (i, j), down);
     let bias = match (finish.bias, down) {
         (Bias::None, _) => None,
         (Bias::OfColumns(bias), true) => Some(V::splat(bias[j])),
@@ -171,23 +178,24 @@ fn finish<V: Lanes>(
     let old = || {
         let mut old = [V::Elem::ZERO; 16];
         for l in 0..lanes {
-            old[l] = if down { *c.at(i + l, j) } else { *c.at(i, j + l) };
+            old[l] = *c.at(0, l);
         }
         V::load(&old)
     };
     finish.apply(sums, old, bias)
 }
 
-/// Writes the first lanes from element (i, j) of C on, along its row or down its column.
+/// Writes lanes from element (i, j) of C on.
 #[inline(always)]
-fn write<V: Lanes>(c: &mut CellsMut<'_, V::Elem>, (i, j): (usize, usize), (down, lanes): (bool, usize), new: V) {
-    if !down && c.has_contiguous_rows() {
-        return new.store_partial(c.block((i, 1), (j, lanes)).into_rows().slice(0, 0, lanes));
+fn write<V: Lanes>(c: &mut CellsMut<'_, V::Elem>, (i, j): (usize, usize), down: bool, new: V) {
+    let (lanes, mut c) = lanes_of::<V>(c, (i, j), down);
+    if c.has_contiguous_rows() {
+        return new.store_partial(c.into_rows().slice(0, 0, lanes));
     }
     let mut values = [V::Elem::ZERO; 16];
     new.store(&mut values);
     for l in 0..lanes {
-        *(if down { c.at(i + l, j) } else { c.at(i, j + l) }) = values[l];
+        *c.at(0, l) = values[l];
     }
 }
 
@@ -236,21 +244,20 @@ impl<T: Element> Dots<'_, T> {
             let mut sums = [[T::ZERO; ROWS]; N];
             let mut r = 0;
             while r < rows {
-                let dots = self.dots::<V, R, N>(first + r);
-                for i in 0..R {
-                    for j in 0..N {
-                        // What is behind the last row is not written to C.
-                        sums[j][(r + i) % ROWS] = dots[i][j];
-                    }
+                if rows - r >= R {
+                    self.dots::<V, R, N>(first, r, &mut sums);
+                    r += R;
+                } else {
+                    self.dots::<V, 1, N>(first, r, &mut sums);
+                    r += 1;
                 }
-                r += R;
             }
             for j in 0..N {
                 let mut r = 0;
                 while r < rows {
-                    let (at, lanes) = ((first + r, j), V::WIDTH.min(rows - r));
+                    let at = (first + r, j);
                     let new = finish::<V>(self.finish, &mut self.c, at, true, V::load(&sums[j][r..]));
-                    write(&mut self.c, at, (true, lanes), new);
+                    write(&mut self.c, at, true, new);
                     r += V::WIDTH;
                 }
             }
@@ -258,49 +265,45 @@ impl<T: Element> Dots<'_, T> {
         }
     }
 
-    /// The dot products of `R` rows of A from row `i0` on, of which those behind the last repeat it, and all columns.
+    /// The dot products of all columns and of `R` rows of A from row `first + r` on, to the sums from `r` on.
     #[inline(always)]
-    fn dots<V: Lanes<Elem = T>, const R: usize, const N: usize>(&self, i0: usize) -> [[T; N]; R] {
-        let mut which = [self.c.rows() - 1; R];
-        for i in 0..R {
-            which[i] = which[i].min(i0 + i);
-        }
-        let mut which_columns = [0; N];
-        for j in 0..N {
-            which_columns[j] = j;
-        }
-        let (mut rows, mut columns) = (Abreast::new(self.a, which), Abreast::new(self.b, which_columns));
+    fn dots<V: Lanes<Elem = T>, const R: usize, const N: usize>(
+        &self,
+        first: usize,
+        r: usize,
+        sums: &mut [[T; ROWS]; N],
+    ) {
+        let line = const { line::<T>() };
+        let mut both = Abreast::<_, R, N>::new((self.a, first + r), (self.b, 0));
         let mut dots = [[T::ZERO; N]; R];
         loop {
             let mut acc = [[[V::zero(); 16]; N]; R];
-            let mut lines = 0;
-            while lines < LINES {
-                let (Some(x), Some(y)) = (rows.take(line::<T>()), columns.take(line::<T>())) else { break };
+            let is_last = both.left() < LINES * line;
+            let end = if is_last { both.left() % line } else { both.left() - LINES * line };
+            while both.left() > end && both.left() >= line {
                 for g in 0..V::GROUP {
                     let at = g * V::WIDTH;
                     let mut row = [V::zero(); R];
                     for i in 0..R {
-                        row[i] = V::load(&x[i][at..]);
+                        row[i] = V::load(both.one(i, at, V::WIDTH));
                     }
                     for j in 0..N {
-                        let column = V::load(&y[j][at..]);
+                        let column = V::load(both.other(j, at, V::WIDTH));
                         for i in 0..R {
                             acc[i][j][g] = row[i].mul_add(column, acc[i][j][g]);
                         }
                     }
                 }
-                lines += 1;
+                both.pass(line);
             }
-            let is_last = lines < LINES;
-            if is_last {
-                let (x, y) = (rows.rest(), columns.rest());
-                let left = x[0].len();
+            if is_last && end > 0 {
                 for g in 0..V::GROUP {
-                    let (at, end) = ((g * V::WIDTH).min(left), ((g + 1) * V::WIDTH).min(left));
+                    let at = (g * V::WIDTH).min(end);
+                    let len = V::WIDTH.min(end - at);
                     for i in 0..R {
-                        let row = V::load_up_to(&x[i][at..end]);
+                        let row = V::load_up_to(both.one(i, at, len));
                         for j in 0..N {
-                            acc[i][j][g] = row.mul_add(V::load_up_to(&y[j][at..end]), acc[i][j][g]);
+                            acc[i][j][g] = row.mul_add(V::load_up_to(both.other(j, at, len)), acc[i][j][g]);
                         }
                     }
                 }
@@ -318,7 +321,12 @@ impl<T: Element> Dots<'_, T> {
                 }
             }
             if is_last {
-                return dots;
+                break;
+            }
+        }
+        for i in 0..R {
+            for j in 0..N {
+                sums[j][r + i] = dots[i][j];
             }
         }
     }
