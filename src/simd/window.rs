@@ -245,6 +245,7 @@ impl<'a, T: Copy> Rows<'a, T> {
 #[derive(Clone, Copy)]
 pub(crate) struct Abreast<'a, T, const N: usize, const M: usize> {
     starts: ([*const T; N], [*const T; M]),
+    passed: usize,
     left: usize,
     data: PhantomData<&'a [T]>,
 }
@@ -259,12 +260,12 @@ impl<'a, T: Copy, const N: usize, const M: usize> Abreast<'a, T, N, M> {
         assert!(i <= one.rows && N <= one.rows - i && j <= other.rows && M <= other.rows - j && one.cols == other.cols);
         let (mut a, mut b) = ([one.start; N], [other.start; M]);
         for n in 0..N {
-            a[n] = one.start.wrapping_add((i + n).wrapping_mul(one.stride));
+            a[n] = opaque(one.start.wrapping_add((i + n).wrapping_mul(one.stride)));
         }
         for m in 0..M {
-            b[m] = other.start.wrapping_add((j + m).wrapping_mul(other.stride));
+            b[m] = opaque(other.start.wrapping_add((j + m).wrapping_mul(other.stride)));
         }
-        Abreast { starts: (a, b), left: one.cols, data: PhantomData }
+        Abreast { starts: (a, b), passed: 0, left: one.cols, data: PhantomData }
     }
 
     /// Number of columns that are left.
@@ -278,7 +279,7 @@ impl<'a, T: Copy, const N: usize, const M: usize> Abreast<'a, T, N, M> {
     pub(crate) fn one(&self, n: usize, at: usize, len: usize) -> &'a [T] {
         assert!(at <= self.left && len <= self.left - at);
         // SAFETY: the rows lie in `data` (checked by `Rows::new`), and `left` counts what has not been passed of them.
-        unsafe { std::slice::from_raw_parts(self.starts.0[n].add(at), len) }
+        unsafe { std::slice::from_raw_parts(self.starts.0[n].add(self.passed + at), len) }
     }
 
     /// The same of the other matrix.
@@ -286,7 +287,7 @@ impl<'a, T: Copy, const N: usize, const M: usize> Abreast<'a, T, N, M> {
     pub(crate) fn other(&self, m: usize, at: usize, len: usize) -> &'a [T] {
         assert!(at <= self.left && len <= self.left - at);
         // SAFETY: as for the one.
-        unsafe { std::slice::from_raw_parts(self.starts.1[m].add(at), len) }
+        unsafe { std::slice::from_raw_parts(self.starts.1[m].add(self.passed + at), len) }
     }
 
     /// Passes `len` columns.
@@ -294,8 +295,7 @@ impl<'a, T: Copy, const N: usize, const M: usize> Abreast<'a, T, N, M> {
     pub(crate) fn pass(&mut self, len: usize) {
         assert!(len <= self.left);
         self.left -= len;
-        self.starts.0 = self.starts.0.map(|start| start.wrapping_add(len));
-        self.starts.1 = self.starts.1.map(|start| start.wrapping_add(len));
+        self.passed += len;
     }
 }
 

@@ -224,6 +224,11 @@ impl Cut {
         Cut { count: if rest == 0 || joins { whole } else { whole + 1 }, width, nc }
     }
 
+    /// All columns in one panel.
+    pub(super) fn none(nc: usize) -> Self {
+        Cut { count: 1, width: nc, nc }
+    }
+
     /// First column and number of columns of panel `j`.
     #[inline(always)]
     pub(super) fn part(self, j: usize) -> (usize, usize) {

@@ -31,6 +31,22 @@ impl<'a, T: Element> Finish<'a, T> {
         Finish { alpha: T::ONE, beta: T::ZERO, bias: Bias::None, relu: false }
     }
 
+    /// Whether sums are what C becomes.
+    #[inline(always)]
+    pub(super) fn is_plain(self) -> bool {
+        self.alpha == T::ONE && self.beta == T::ZERO && matches!(self.bias, Bias::None) && !self.relu
+    }
+
+    /// The bias of `len` elements from row `i` and column `j` on, along the row.
+    #[inline(always)]
+    pub(super) fn bias_at<V: Lanes<Elem = T>>(self, i: usize, j: usize, len: usize) -> Option<V> {
+        match self.bias {
+            Bias::None => None,
+            Bias::OfColumns(bias) => Some(V::load_up_to(&bias[j..][..len])),
+            Bias::OfRows(bias) => Some(V::splat(bias[i])),
+        }
+    }
+
     /// For the same product with rows and columns exchanged.
     #[inline(always)]
     pub(super) fn transposed(self) -> Self {

@@ -51,6 +51,7 @@ mod blocking;
 mod micro;
 mod pack;
 mod prepacked;
+mod shallow;
 mod thin;
 mod tiny;
 
@@ -61,6 +62,7 @@ use blocking::{Caches, Cut, FEW, KC, MC, NC, NV, Tiles};
 use micro::{A, Bias, Buffer, Finish, Scatter, Sweep};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
+use shallow::Shallow;
 use thin::{Dots, FewRows, THIN};
 use tiny::Tiny;
 
@@ -340,11 +342,26 @@ fn run<T: Element>(product: Whole<'_, T>) {
         return dots(isa, tiles, a, b, c, finish, scratch);
     }
     let a_contiguous = a.row_stride() == 1 || a.col_stride() == 1;
+    let mut is_shallow = shallow::suits(k, n) && c.has_contiguous_rows();
+    let makes_rows = matches!(b, B::InPlace(b) if is_shallow && b.col_stride() != 1 && n <= NC);
+    let (panel, scratch) = scratch.split_at_mut(if makes_rows { k * n } else { 0 });
+    let b = match b {
+        B::InPlace(b) if makes_rows => {
+            // Rows so few are made contiguous in one panel.
+            let (block, cut) = (Block { pc: 0, kc: k, jc: 0, nc: n }, Cut::none(n));
+            isa.run(PackB { b, block, cut, first: 0, end: 1, panels: &mut *panel });
+            B::InPlace(MatRef::new(panel, k, n))
+        }
+        b => b,
+    };
+    is_shallow &= matches!(b, B::InPlace(b) if b.col_stride() == 1);
     let packs_b = match b {
+        B::InPlace(_) if is_shallow => false,
         B::InPlace(b) => b.col_stride() != 1 || !caches.reads_b_in_place::<T>(m, k.min(KC), b.row_stride()),
         _ => false,
     };
-    let a_in_place = a_contiguous && (m <= THIN || blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n));
+    let a_in_place =
+        is_shallow || a_contiguous && (m <= THIN || blocking::reads_a_in_place(a.row_stride() == 1, k.min(KC), n));
     let (kc_most, nc_most) = (blocking::kc(k), caches.nc::<T>(n));
     let nv = if matches!(b, B::InPlace(_)) && !packs_b { tiles.nv(m) } else { NV };
     let forks = parallel::forks(cost::<T>(m.min(MC), kc_most, nc_most));
@@ -553,6 +570,12 @@ impl<T: Element> Product<'_, T> {
         if let B::InPlace(b) = b {
             // A tile takes what is near, and four rows, unless their elements have to be written one by one.
             let is_thin = if c.has_contiguous_rows() { m <= FEW && !is_near } else { m <= THIN };
+            if shallow::suits(kc, nc) && c.has_contiguous_rows() && b.col_stride() == 1 {
+                let (j0, cols) = (jc + cut.part(first).0, c.cols());
+                let b = Rows::new(&b.data()[j0..], kc, cols, b.row_stride());
+                let finish = self.finish.at(self.i0, j0);
+                return isa.run(&mut Shallow { a, b, cols, c: c.into_rows(), finish });
+            }
             if is_thin && c.cols() >= tiles.width {
                 let (j0, cols) = (jc + cut.part(first).0, c.cols());
                 let b = Rows::new(&b.data()[pc * b.row_stride() + j0..], kc, cols, b.row_stride());
