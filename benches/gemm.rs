@@ -3,13 +3,14 @@
 //! Criterion prints elements per second, and an element is one operation of the `2 m n k`: Gelem/s is GFLOP/s. `gemm_f32/peak/avx2`
 //! is what multiply-adds alone reach, from registers: what the others are a part of (`evenkeel bench gemm` prints the percentage).
 //! Names are `gemm_f32/MxKxN/avx2`. `-dW` and `-dX` are the two products of a layer's backward pass, named after its forward
-//! pass `Y = X W` with X `MxK` and W `KxN`: `dW = X^T dY` and `dX = dY W^T`, the transposes as strides.
+//! pass `Y = X W` with X `MxK` and W `KxN`: `dW = X^T dY` and `dX = dY W^T`, the transposes as strides. `-packed` is the forward
+//! pass of a prepared layer, whose W is packed beforehand.
 
 mod common;
 
 use common::{criterion, isas, noise};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
+use evenkeel::kernels::gemm::{Epilogue, PackedB, gemm, gemm_packed, scratch_len};
 use evenkeel::machine::probe;
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::simd::{Element, with_isa};
@@ -31,6 +32,9 @@ const LAYERS: [[usize; 3]; 13] = [
     [1024, 784, 256],
     [512, 4608, 512],
 ];
+/// Layers of a model that answers a few rows at a time, or many.
+const SERVED: [[usize; 3]; 6] =
+    [[1, 784, 100], [16, 784, 100], [1000, 784, 100], [1, 1024, 1024], [16, 1024, 1024], [64, 1024, 1024]];
 /// Squares, sizes that divide nothing, few rows, few columns, and a few numbers.
 const OTHERS: [[usize; 3]; 10] = [
     [64, 64, 64],
@@ -51,6 +55,9 @@ fn main() {
     peak::<f64>(&mut criterion);
     for size in LAYERS {
         products::<f32>(&mut criterion, size, &[Product::Forward, Product::WeightGradient, Product::InputGradient]);
+    }
+    for size in SERVED {
+        products::<f32>(&mut criterion, size, &[Product::Forward, Product::Packed]);
     }
     for size in OTHERS {
         products::<f32>(&mut criterion, size, &[Product::Forward]);
@@ -75,12 +82,13 @@ fn peak<T: Element>(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One of the three products of a layer.
+/// One of the three products of a layer, or the forward one with a weight that is packed beforehand.
 #[derive(Clone, Copy)]
 enum Product {
     Forward,
     WeightGradient,
     InputGradient,
+    Packed,
 }
 
 /// An element type that `matrixmultiply` multiplies.
@@ -120,6 +128,7 @@ fn products<T: Rival>(criterion: &mut Criterion, [batch, inputs, outputs]: [usiz
         let dy = MatRef::new(dy.data(), batch, outputs);
         let (a, b, suffix) = match product {
             Product::Forward => (x, w, ""),
+            Product::Packed => (x, w, "-packed"),
             Product::WeightGradient => (x.transpose(), dy, "-dW"),
             Product::InputGradient => (dy, w.transpose(), "-dX"),
         };
@@ -132,19 +141,21 @@ fn products<T: Rival>(criterion: &mut Criterion, [batch, inputs, outputs]: [usiz
         for isa in isas(flops) {
             group.bench_function(BenchmarkId::new(&name, isa), |bencher| {
                 with_isa(isa, || {
+                    let is_packed = matches!(product, Product::Packed);
+                    let packed = is_packed.then(|| PackedB::new(b).expect("a bench's weight fits"));
                     bencher.iter(|| {
-                        gemm(
-                            T::ONE,
-                            a,
-                            b,
-                            T::ZERO,
-                            MatMut::new(c.data_mut(), m, n),
-                            Epilogue::None,
-                            scratch.data_mut(),
-                        );
+                        let (c, scratch) = (MatMut::new(c.data_mut(), m, n), scratch.data_mut());
+                        match &packed {
+                            Some(b) => gemm_packed(T::ONE, a, b, T::ZERO, c, Epilogue::None, scratch)
+                                .expect("packed for this instruction set"),
+                            None => gemm(T::ONE, a, b, T::ZERO, c, Epilogue::None, scratch),
+                        }
                     });
                 });
             });
+        }
+        if let Product::Packed = product {
+            continue;
         }
         group.bench_function(BenchmarkId::new(&name, "matrixmultiply"), |bencher| {
             bencher.iter(|| T::matrixmultiply(a, b, MatMut::new(c.data_mut(), m, n)));
