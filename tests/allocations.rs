@@ -1,4 +1,4 @@
-//! A training step and an evaluation allocate nothing after the first: a counting allocator watches.
+//! A training step and an evaluation allocate nothing after the first, nor does a prepared model: a counting allocator watches.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait; this one only counts and passes on")]
@@ -7,6 +7,7 @@ use evenkeel::data::{LastBatch, Loader, Order, Scale, digits};
 use evenkeel::kernels::update::Momentum;
 use evenkeel::layers::{BatchNorm1d, Linear, Relu};
 use evenkeel::optim::{Adam, Optimizer, Sgd};
+use evenkeel::tensor::Tensor;
 use evenkeel::train::{Evaluator, Trainer, enter};
 use evenkeel::{Loss, Rng, Sequential, Targets, Threads};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -44,7 +45,33 @@ fn model(seed: u64) -> Sequential<f32> {
 
 /// The only test of this file: another one's allocations would be counted too.
 #[test]
-fn steps_and_evaluations_after_the_first_allocate_nothing() {
+fn what_is_repeated_allocates_nothing_after_the_first() {
+    // First, while there is no pool whose threads might still be ending.
+    answers_of_a_prepared_model();
+    steps_and_evaluations();
+}
+
+fn answers_of_a_prepared_model() {
+    let rng = &mut Rng::new(1, "init");
+    let mut model = Sequential::<f32>::new()
+        .push(Linear::new(784, 100, rng).unwrap())
+        .push(Relu::new())
+        .push(Linear::new(100, 10, rng).unwrap());
+    let mut space = model.infer_space([64, 784].into()).unwrap();
+    let before = COUNT.load(Ordering::Relaxed);
+    model.prepare().unwrap();
+    assert_ne!(COUNT.load(Ordering::Relaxed), before, "the weight of 784x100 is not packed");
+    let batches = [1, 3, 64].map(|rows| Tensor::<f32>::zeros([rows, 784]).unwrap());
+    let before = COUNT.load(Ordering::Relaxed);
+    for x in &batches {
+        // A model that is prepared already is left alone.
+        model.prepare().unwrap();
+        model.infer(x.view(), &mut space).unwrap();
+    }
+    assert_eq!(COUNT.load(Ordering::Relaxed) - before, 0, "answers of a prepared model");
+}
+
+fn steps_and_evaluations() {
     let (train, _) = digits::generate(1, 331, 1);
     for count in [1, 2] {
         // Everything that can be split is split.

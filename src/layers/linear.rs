@@ -6,10 +6,14 @@
 //! ```text
 //! Y = X W + 1 b^T        dX = dY W^T        dW = X^T dY        db = dY^T 1
 //! ```
+//!
+//! [`Layer::prepare`] packs a W of at least 64 KiB and more than 32 f32 (16 f64) outputs for [`Layer::infer`]; a smaller or
+//! narrower one is read where it lies, as fast. What is packed is held twice, until it changes.
 
+use super::weight::Weight;
 use super::{Layer, Parameter, ParameterMut, check_backward, check_output};
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{self, Epilogue, gemm};
+use crate::kernels::gemm::{self, Epilogue, gemm, gemm_packed};
 use crate::matrix::{MatMut, MatRef};
 use crate::rng::{Init, Rng};
 use crate::simd::Element;
@@ -20,10 +24,10 @@ use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
 /// # Shapes
 /// `x`: `[n, in_features]`, `y`: `[n, out_features]`.
 #[derive(Debug)]
-pub struct Linear<T> {
+pub struct Linear<T: Element> {
     in_features: usize,
     out_features: usize,
-    weight: Tensor<T>,
+    weight: Weight<T>,
     dweight: Tensor<T>,
     bias: Option<(Tensor<T>, Tensor<T>)>,
 }
@@ -46,14 +50,15 @@ impl<T: Element> Linear<T> {
             let found = format!("{in_features} inputs, {out_features} outputs");
             return Err(Error::shape("linear", "at least one input and one output", found));
         }
-        let weight = Tensor::zeros([in_features, out_features])?;
-        let dweight = weight.clone();
+        let weight = Weight::zeros(in_features, out_features)?;
+        let dweight = Tensor::zeros([in_features, out_features])?;
         let bias = Some((Tensor::zeros([out_features])?, Tensor::zeros([out_features])?));
         let mut layer = Linear { in_features, out_features, weight, dweight, bias };
         // Drawn in PyTorch's order, row by row of [out, in], then the bias.
+        let stored = layer.weight.values_mut();
         for o in 0..out_features {
             for i in 0..in_features {
-                layer.weight.data_mut()[i * out_features + o] = T::from_f64(init.draw(in_features, out_features, rng));
+                stored[i * out_features + o] = T::from_f64(init.draw(in_features, out_features, rng));
             }
         }
         if let (Some((bias, _)), Init::PyTorch) = (&mut layer.bias, init) {
@@ -72,7 +77,7 @@ impl<T: Element> Linear<T> {
 
     /// The weight in PyTorch's order, `[out, in]`.
     pub fn weight(&self) -> Vec<T> {
-        let stored = MatRef::new(self.weight.data(), self.in_features, self.out_features).transpose();
+        let stored = self.weight.matrix().transpose();
         let (rows, cols) = (self.out_features, self.in_features);
         (0..rows * cols).map(|at| stored.get(at / cols, at % cols)).collect()
     }
@@ -84,7 +89,7 @@ impl<T: Element> Linear<T> {
     pub fn set_weight(&mut self, weight: &[T]) -> Result<()> {
         let shape = Shape::new(&[self.out_features, self.in_features]);
         let source = TensorRef::new(shape, weight)?;
-        let stored = self.weight.data_mut();
+        let stored = self.weight.values_mut();
         for o in 0..self.out_features {
             for i in 0..self.in_features {
                 stored[i * self.out_features + o] = source.data()[o * self.in_features + i];
@@ -133,12 +138,19 @@ impl<T: Element> Layer<T> for Linear<T> {
         products.into_iter().fold(0, usize::max)
     }
 
+    fn prepare(&mut self) -> Result<()> {
+        self.weight.pack()
+    }
+
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
         check_output(self, x.shape(), y.shape(), scratch)?;
         let (n, i, o) = (self.rows(x.shape()), self.in_features, self.out_features);
-        let (x, weight) = (MatRef::new(x.data(), n, i), MatRef::new(self.weight.data(), i, o));
+        let (x, y) = (MatRef::new(x.data(), n, i), MatMut::new(y.data(), n, o));
         let epilogue = self.bias.as_ref().map_or(Epilogue::None, |(bias, _)| Epilogue::Bias(bias.data()));
-        gemm(T::ONE, x, weight, T::ZERO, MatMut::new(y.data(), n, o), epilogue, scratch);
+        if let Some(packed) = self.weight.packed() {
+            return gemm_packed(T::ONE, x, packed, T::ZERO, y, epilogue, scratch);
+        }
+        gemm(T::ONE, x, self.weight.matrix(), T::ZERO, y, epilogue, scratch);
         Ok(())
     }
 
@@ -161,23 +173,47 @@ impl<T: Element> Layer<T> for Linear<T> {
         let epilogue = self.bias.as_mut().map_or(Epilogue::None, |(_, dbias)| Epilogue::ColumnSums(dbias.data_mut()));
         gemm(T::ONE, x.transpose(), dy, T::ONE, dweight, epilogue, scratch);
         if let Some(mut dx) = dx {
-            let weight = MatRef::new(self.weight.data(), i, o);
+            let weight = self.weight.matrix();
             gemm(T::ONE, dy, weight.transpose(), T::ZERO, MatMut::new(dx.data(), n, i), Epilogue::None, scratch);
         }
         Ok(())
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
-        f(Parameter { name: "weight", value: self.weight.data(), grad: self.dweight.data() });
+        f(Parameter { name: "weight", value: self.weight.values(), grad: self.dweight.data() });
         if let Some((bias, dbias)) = &self.bias {
             f(Parameter { name: "bias", value: bias.data(), grad: dbias.data() });
         }
     }
 
     fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, T>)) {
-        f(ParameterMut { name: "weight", value: self.weight.data_mut(), grad: self.dweight.data_mut() });
+        f(ParameterMut { name: "weight", value: self.weight.values_mut(), grad: self.dweight.data_mut() });
         if let Some((bias, dbias)) = &mut self.bias {
             f(ParameterMut { name: "bias", value: bias.data_mut(), grad: dbias.data_mut() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Isa, with_isa};
+
+    #[test]
+    fn infer_reads_the_packed_weight_on_its_instruction_set_and_the_plain_one_on_others() {
+        for isa in Isa::available() {
+            let mut layer = Linear::<f32>::new(256, 256, &mut Rng::new(1, "init")).unwrap();
+            layer.set_weight(&vec![1.0; 256 * 256]).unwrap();
+            layer.set_bias(&[0.5; 256]).unwrap();
+            with_isa(isa, || layer.prepare().unwrap());
+            layer.weight.values_behind_the_copy().fill(2.0);
+            for current in Isa::available() {
+                let (x, mut y) = (Tensor::from_slice([1, 256], &[1.0; 256]).unwrap(), Tensor::zeros([1, 256]).unwrap());
+                let mut scratch = vec![0.0; layer.scratch_len(x.shape())];
+                with_isa(current, || layer.infer(x.view(), y.view_mut(), &mut scratch).unwrap());
+                let wanted = if current == isa { 256.5 } else { 512.5 };
+                assert_eq!(y.data(), [wanted; 256], "prepared for {isa}, on {current}");
+            }
         }
     }
 }

@@ -13,6 +13,7 @@
 mod batchnorm;
 mod linear;
 mod relu;
+mod weight;
 
 pub use batchnorm::{BatchNorm1d, BatchNormOptions};
 pub use linear::Linear;
@@ -65,6 +66,18 @@ pub trait Layer<T: Element>: Send + Sync {
     /// Elements of scratch that any of the passes needs, for an input that [`Layer::output_shape`] takes.
     fn scratch_len(&self, _input: Shape) -> usize {
         0
+    }
+
+    /// Makes what helps many calls of [`Layer::infer`] with parameters that no longer change; no result changes by a bit.
+    ///
+    /// What it makes is dropped as soon as a parameter may change ([`Layer::visit_mut`], a setter), so that it is never out of date,
+    /// and is used while the instruction set is the one that it was made for. It takes memory: a [`Linear`] holds a wide weight twice.
+    /// A layer that gains nothing leaves this alone; one that holds others passes it on.
+    ///
+    /// # Errors
+    /// If the memory cannot be addressed; the layer works as before then.
+    fn prepare(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// Evaluation: `y = f(x)` with running statistics; changes nothing.

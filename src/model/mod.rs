@@ -90,6 +90,31 @@ impl<T: Element> Sequential<T> {
         })
     }
 
+    /// Prepares every layer for many calls of [`Sequential::infer`] with parameters that no longer change: [`Layer::prepare`].
+    ///
+    /// For serving, after training or loading: it gains most where batches are small and layers wide (`cargo bench --bench gemm`
+    /// times `-packed` beside the plain product). Results are the same bits, wide weights are held twice, and a model that is trained
+    /// further is as if never prepared.
+    ///
+    /// # Errors
+    /// If the memory cannot be addressed; the model works as before then.
+    ///
+    /// # Examples
+    /// ```
+    /// use evenkeel::layers::Linear;
+    /// use evenkeel::tensor::Tensor;
+    /// use evenkeel::{Rng, Sequential};
+    /// let mut model = Sequential::<f32>::new().push(Linear::new(784, 100, &mut Rng::new(1, "init"))?);
+    /// let (x, mut space) = (Tensor::zeros([1, 784])?, model.infer_space([1, 784].into())?);
+    /// let before = model.infer(x.view(), &mut space)?.data().to_vec();
+    /// model.prepare()?;
+    /// assert_eq!(model.infer(x.view(), &mut space)?.data(), before);
+    /// # Ok::<(), evenkeel::Error>(())
+    /// ```
+    pub fn prepare(&mut self) -> Result<()> {
+        self.layers.iter_mut().enumerate().try_for_each(|(i, layer)| named(i, layer.prepare()))
+    }
+
     /// Evaluates a batch: running statistics, nothing changed. The output stays in `space` until its next use.
     ///
     /// # Errors
