@@ -6,35 +6,41 @@
 //! # The loops
 //!
 //! ```text
-//! jc: columns of C in blocks of NC
+//! jc: columns of C in blocks of nc
 //!   pc: k in blocks of kc                  pack B[pc.., jc..] into panels of 2 vectors (or read it where it lies)
-//!     ic: rows of C in tasks               shared between threads; pack A[ic.., pc..] into strips (or read it where it lies)
-//!       jr: panels of B                    a panel stays in the first cache while all strips pass by
-//!         ir: strips of one height         one sweep: a call for all of them
+//!     ic: rows of C in blocks of mc        pack A[ic.., pc..] into strips (or read it where it lies)
+//!       tasks: rows by panels              one, or shared between threads
+//!         strips of one height, panels of one width: one sweep, a call for all of them
 //!           register tile                  up to 6 x 2 vectors of accumulators (12 x 2 with AVX-512) over kc products
 //! ```
+//!
+//! A sweep takes one panel after the other, which stays in the first cache while all strips pass by; or one strip after the other, where
+//! all of B is in the first cache, so that A and C are passed through once and in order.
 //!
 //! **Tiles divide the shape.** Rows are cut into strips of nearly equal height, because a tile of fewer than eight vectors waits for
 //! its own sums. A panel's last vector ends with its last column and overlaps the one before it, so that nothing is masked: both
 //! compute the same bits for what they share. Three vectors that are left over make one panel; a lone vector, where C is that narrow,
-//! is masked. Products of up to three rows take panels of four vectors, or are added up row by row of B where B is large; products of
-//! up to four columns take their lanes along the rows of A (`thin`).
+//! is masked.
+//!
+//! **What has no use for tiles** has a loop of its own: a few numbers (`tiny`), before anything is asked about caches or threads; few
+//! rows or columns (`thin`), which are bound by the other operand's bytes; small k (`shallow`), bound by C's.
 //!
 //! **Packing only where it pays.** B whose rows are contiguous is read in place while it is small or the rows of A are few; A whose
-//! rows or columns are contiguous, while few columns of C read it. B transposed is packed, unless it has few columns. The limits are in
+//! rows or columns are contiguous, while few columns of C read it. B transposed is packed, unless the product is thin. The limits are in
 //! `blocking`, with their reasons. What is packed goes to scratch that the caller owns.
 //!
 //! **Epilogues** ([`Epilogue`]) are applied after the last block of k, while the tile is in registers.
 //!
-//! **A few numbers** are multiplied by a loop of their own, before anything is asked about caches or threads.
+//! **Threads** share a pass: the panels to pack, the strips to pack, then its tasks, which are cut by the shape alone.
 //!
 //! # Numerics
 //!
 //! Each element of C is a sum of blocks of at most 256 products of about the same size; a block is one chain of multiply-adds, and is
 //! added to `beta C` (the first) or to what is there. The order depends on k alone, so the same bits for any number of threads, any
-//! strides, packed or not, and on every fused instruction set. Error bound for one element, u the unit roundoff:
-//! `(min(k, 256) + k / 256 + 3) u (|alpha| |A| |B| + |beta| |C|)`. `beta = 0` never reads C, `alpha = 0` never reads A or B; NaN and
-//! infinities in what is read propagate.
+//! strides, packed or not, and on every fused instruction set. Two kinds of products are dot products instead, whose order depends on k
+//! alone as well (`thin`): those of up to four columns where A's rows are contiguous, and those of up to four rows where B's columns
+//! are. Error bound for one element, u the unit roundoff: `(min(k, 256) + k / 256 + 3) u (|alpha| |A| |B| + |beta| |C|)`, in either
+//! order. `beta = 0` never reads C, `alpha = 0` never reads A or B; NaN and infinities in what is read propagate.
 //!
 //! # Cost
 //!
@@ -370,7 +376,7 @@ fn run<T: Element>(product: Whole<'_, T>) {
         let panels = (0, cut.count);
         return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, finish, block }.run(isa, tiles, caches);
     }
-    let (b_scratch, a_scratch) = scratch.split_at_mut(kc_most * (nc_most + WIDEST));
+    let (b_scratch, a_scratch) = scratch.split_at_mut(if packs_b { kc_most * (nc_most + WIDEST) } else { 0 });
     for jc in (0..n).step_by(nc_most) {
         let nc = nc_most.min(n - jc);
         let cut = Cut::new(tiles, nc, nv);

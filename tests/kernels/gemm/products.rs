@@ -373,13 +373,17 @@ fn what_is_not_finite_propagates<T: Element>() {
 
 fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
     // Around the rows of a task, and with several blocks of everything.
-    let sizes = [(24, 9, 70), (25, 9, 70), (49, 300, 65), (383, 9, 66), (384, 9, 7), (385, 40, 33), (1537, 3, 66)];
+    let tiles = [(47, 9, 70), (49, 300, 65), (97, 9, 500), (383, 9, 66), (385, 40, 33), (1537, 3, 66), (33, 265, 600)];
+    let thin = [(700, 90, 3), (2, 270, 700), (4, 40, 300), (40, 8, 2048)];
+    let sizes = tiles.into_iter().chain(thin);
     for extra in Extra::ALL {
         let of = |size| Case { alpha: 0.7, beta: 1.3, extra, ..Case::of(size) };
-        let mut cases: Vec<Case> = sizes.into_iter().map(of).collect();
-        cases.extend(sizes.map(|size| Case { layouts: [Layout::Columns(0); 3], ..of(size) }));
+        let mut cases: Vec<Case> = sizes.clone().map(of).collect();
+        cases.extend(sizes.clone().map(|size| Case { layouts: [Layout::Columns(0); 3], ..of(size) }));
+        let b_by_columns = [Layout::Rows(0), Layout::Columns(0), Layout::Rows(0)];
+        cases.extend(sizes.clone().map(|size| Case { layouts: b_by_columns, ..of(size) }));
         if extra != Extra::ColumnSums {
-            cases.extend(sizes.map(|size| Case { is_packed: true, ..of(size) }));
+            cases.extend(sizes.clone().map(|size| Case { is_packed: true, ..of(size) }));
         }
         let operands: Vec<_> = cases.iter().map(|case| case.operands::<T>(Rng::normal)).collect();
         same_bits_everywhere::<T>(|| {
