@@ -130,13 +130,16 @@ pub(super) struct Tiles {
     pub(super) width: usize,
     /// Most rows of a tile of 1 and of 2 vectors.
     most: [usize; 2],
-    /// Whether there are tiles of 3 and 4 vectors, of [`FEW`] rows at most.
+    /// Whether there are tiles of 3 and 4 vectors.
     pub(super) wide: bool,
 }
 
-/// Most rows of a tile of 3 or 4 vectors. So few rows are multiplied by panels of up to 4 vectors: tiles of 2 would wait for their own
+/// Most rows of a tile of 4 vectors. So few rows are multiplied by panels of up to 4 vectors: tiles of 2 would wait for their own
 /// sums.
 pub(super) const FEW: usize = 3;
+
+/// Most rows of a tile of 3 vectors: with 3 vectors of B and a broadcast of A, all of 16 registers.
+const THREES: usize = 4;
 
 /// Vectors in a panel of B, but for products of few rows.
 pub(super) const NV: usize = 2;
@@ -159,6 +162,7 @@ impl Tiles {
     pub(super) const fn most(self, nv: usize) -> usize {
         match nv {
             1 | 2 => self.most[nv - 1],
+            3 if self.wide => THREES,
             _ if self.wide => FEW,
             _ => 0,
         }
@@ -196,8 +200,9 @@ impl Tiles {
             (6, 10) => (5, 2),
             (6, 12..) if rest.is_multiple_of(6) => (6, rest / 6),
             (6, 14..) => (6, (rest - 8) / 6),
-            (4, 5) => (3, 1),
-            (4, 8..) => (4, (rest - 2) / 4),
+            (4, 5 | 6) => (3, 1),
+            (4, 8..) if rest.is_multiple_of(4) => (4, rest / 4),
+            (4, 8..) => (4, (rest - 3) / 4),
             (most, _) => (rest.min(most), 1),
         }
     }

@@ -137,7 +137,7 @@ impl<T: Element> Sweep<'_, T> {
             1 if const { Tiles::of::<V>().most(1) } == 4 => arms!(1: 1 2 3 4),
             1 => arms!(1: 1 2 3 4 8 12),
             2 => arms!(2: 1 2 3 4 5 6 8 12),
-            3 if const { Tiles::of::<V>().wide } => arms!(3: 1 2 3),
+            3 if const { Tiles::of::<V>().wide } => arms!(3: 1 2 3 4),
             4 if const { Tiles::of::<V>().wide } => arms!(4: 1 2 3),
             _ => unreachable!("no more columns than a tile has"),
         }
@@ -191,7 +191,7 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     }
     let mut acc = [[V::zero(); NV]; MR];
     let mut pairs = Pairs::new(a, b);
-    if NV == 2 && MR >= 4 {
+    if matches!(NV, 2 | 3) && MR >= 4 {
         while pairs.begin(UNROLL) {
             for _ in 0..UNROLL {
                 step(&mut acc, pairs.take(), cols);

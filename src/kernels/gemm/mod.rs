@@ -615,17 +615,20 @@ impl<T: Element> Product<'_, T> {
                         Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width)
                     }
                 };
-                // Tiles of three vectors are low: several of them make a strip.
-                let most = if cols > 2 * tiles.width && nv == 2 { FEW } else { usize::MAX };
+                // Tiles of three vectors are lower than others: several of them make a strip, where strips are cut already.
+                let is_wide = cols > 2 * tiles.width && nv == 2;
+                let nv = if is_wide && self.packed_a.is_none() { 3 } else { nv };
+                let most = if is_wide { tiles.most(3) } else { usize::MAX };
                 let mut i0 = top;
                 while i0 < bottom {
                     let (mr, mut count) = tiles.strips(nv, bottom - i0);
                     if buffer.is_some() {
                         count = 1;
                     }
+                    let even = if mr > most { mr.div_ceil(mr.div_ceil(most)) } else { mr };
                     let mut done = 0;
                     while done < mr {
-                        let (rows, i) = (most.min(mr - done), i0 + done);
+                        let (rows, i) = (even.min(mr - done), i0 + done);
                         let of = |step| Strips { count, step, rows, cols: kc };
                         let (strips, a) = match self.packed_a {
                             Some(packed) => {
