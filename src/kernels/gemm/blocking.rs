@@ -14,16 +14,13 @@ pub(super) const NC: usize = 2048;
 /// Most rows of A in one pass that is shared between threads.
 pub(super) const MC: usize = 1536;
 
-/// Most multiply-adds of a product that [`is_tiny`].
-pub(super) const TINY: usize = 2048;
-
-/// Whether a product is so small that any thought about tiles and tasks would cost more than it saves. Where a row is at most a
-/// vector of f32, tiles overtake the simple loop later.
+/// Whether a product is so small that any thought about tiles and tasks would cost more than it saves. A product with a vector has a
+/// better loop from a smaller size on. The same for rows and columns exchanged.
 #[inline(always)]
 pub(super) fn is_tiny(m: usize, k: usize, n: usize) -> bool {
     // Nothing, less one, is more than any limit. No product of the three overflows.
     let most = m.wrapping_sub(1) | k.wrapping_sub(1) | n.wrapping_sub(1);
-    most < 32 && m * k * n <= if n <= 8 { TINY } else { TINY / 2 }
+    most < 64 && m * k * n <= if m == 1 || n == 1 { 1 << 11 } else { 1 << 15 }
 }
 
 /// The block of k: as few as needed, of about the same size.

@@ -11,7 +11,7 @@
 //!   chains a tile's, takes 16 to 24 shuffles besides 8 multiply-adds for each column; that was 17 to 20 cycles, and dot products
 //!   take 7 to 10 where the second cache holds the operand.
 
-use super::blocking::{Cut, Tiles};
+use super::blocking::{Cut, Tiles, is_tiny};
 use super::micro::{Bias, Finish};
 use super::{Block, NV, prepacked::AllPanels};
 use crate::matrix::MatRef;
@@ -24,7 +24,7 @@ pub(super) const THIN: usize = 4;
 /// is tiny.
 #[inline(always)]
 pub(super) fn takes_dots(many: usize, k: usize, few: usize) -> bool {
-    few <= THIN && k >= 32 && many * k * few > super::blocking::TINY
+    few <= THIN && k >= 32 && !is_tiny(many, k, few)
 }
 
 /// Elements in 64 bytes.

@@ -4,7 +4,18 @@ use super::micro::{Bias, Finish};
 use super::{Call, Epilogue, pack};
 use crate::simd::{Columns, Element, Kernel, Lanes, Pairs, Rows, RowsMut, Strided};
 
-/// A product of a few numbers, up to four rows at a time, vector by vector. The rows of C are contiguous, alpha is not zero, and
+/// Calls `$rows!(i, mr)` for `$m` rows in strips: as many as there are of each height, the last of which is one.
+macro_rules! strips {
+    ($m:expr, $rows:ident: $($mr:literal)*) => {{
+        let mut i = 0;
+        $(while $m - i >= $mr {
+            $rows!(i, $mr);
+            i += $mr;
+        })*
+    }};
+}
+
+/// A product of a few numbers, one or two vectors of a few rows at a time. The rows of C are contiguous, alpha is not zero, and
 /// there are no sums of columns to be had.
 pub(super) struct Tiny<'a, 'b, T>(pub(super) &'a mut Call<'b, T>);
 
@@ -33,74 +44,90 @@ impl<T: Element> Kernel<T> for Tiny<'_, '_, T> {
             };
             Finish { alpha: *alpha, beta: *beta, bias, relu }
         });
-        // All columns of a few rows.
-        macro_rules! rows {
-            ($i:expr, $mr:literal) => {{
-                let (a, mut c) = (a.block($i, $mr), c.block(($i, $mr), (0, n)));
-                let mut j = 0;
-                while j < n {
-                    multiply::<V, $mr>(a, b, &mut c, (j, V::WIDTH.min(n - j)), finish);
-                    j += V::WIDTH;
-                }
-            }};
-        }
-        macro_rules! alone {
-            ($mr:literal) => {
-                if n <= V::WIDTH {
-                    multiply::<V, $mr>(a.block(0, $mr), b, &mut c, (0, n), finish);
-                } else {
-                    rows!(0, $mr);
-                }
-            };
-        }
-        match m {
-            // By themselves: what loops prepare takes as long as they do.
-            1 => alone!(1),
-            2 => alone!(2),
-            3 => alone!(3),
-            4 => alone!(4),
-            _ => {
-                let mut i = 0;
-                while m - i >= 4 {
-                    rows!(i, 4);
-                    i += 4;
-                }
-                while i < m {
-                    rows!(i, 1);
-                    i += 1;
-                }
+        if n <= V::WIDTH {
+            macro_rules! rows {
+                ($i:expr, $mr:literal) => {{
+                    let (a, mut c) = (a.block($i, $mr), c.block(($i, $mr), (0, n)));
+                    multiply::<V, $mr, 1>(a, b, &mut c, (0, n), finish);
+                }};
             }
+            match m {
+                // By themselves: what loops prepare takes as long as they do.
+                1 => rows!(0, 1),
+                2 => rows!(0, 2),
+                3 => rows!(0, 3),
+                4 => rows!(0, 4),
+                _ => strips!(m, rows: 8 4 2 1),
+            }
+        } else {
+            // Each part has one vector's width at least, and two at most.
+            let part = |rest: usize| match rest {
+                _ if rest <= 2 * V::WIDTH => rest,
+                _ if rest < 4 * V::WIDTH => rest.div_ceil(2),
+                _ => 2 * V::WIDTH,
+            };
+            macro_rules! rows {
+                ($i:expr, $mr:literal) => {{
+                    let (a, mut c) = (a.block($i, $mr), c.block(($i, $mr), (0, n)));
+                    let mut j = 0;
+                    while j < n {
+                        let cols = part(n - j);
+                        multiply::<V, $mr, 2>(a, b, &mut c, (j, cols), finish);
+                        j += cols;
+                    }
+                }};
+            }
+            strips!(m, rows: 4 2 1);
         }
     }
 }
 
-/// A vector's width of a few rows of C.
+/// One or two vectors' width of a few rows of C. The second of two ends with the last column: it may overlap the first, whose
+/// elements it then computes again.
 #[inline(always)]
-fn multiply<V: Lanes, const MR: usize>(
+fn multiply<V: Lanes, const MR: usize, const NV: usize>(
     a: Strided<'_, V::Elem>,
     b: Rows<'_, V::Elem>,
     c: &mut RowsMut<'_, V::Elem>,
     (j, cols): (usize, usize),
     finish: Option<Finish<'_, V::Elem>>,
 ) {
-    let mut sums = [V::zero(); MR];
+    assert!(if NV == 1 { cols <= V::WIDTH } else { cols >= V::WIDTH });
+    let len = if NV == 1 { cols } else { V::WIDTH };
+    let first = |v: usize| if v == 0 { j } else { j + cols - V::WIDTH };
+    let load = |part: &[V::Elem]| if NV == 1 { V::load_partial(part) } else { V::load(part) };
+    let mut sums = [[V::zero(); NV]; MR];
     let mut pairs = Pairs::new(a, b);
     while pairs.begin(1) {
         let (a, b) = pairs.take();
-        let row = V::load_partial(b.slice(j, cols));
+        let mut row = [V::zero(); NV];
+        for v in 0..NV {
+            row[v] = load(b.slice(first(v), len));
+        }
         for r in 0..MR {
-            sums[r] = V::splat(a.get(r)).mul_add(row, sums[r]);
+            let x = V::splat(a.get(r));
+            for v in 0..NV {
+                sums[r][v] = x.mul_add(row[v], sums[r][v]);
+            }
         }
     }
     for r in 0..MR {
-        let c = c.slice(r, j, cols);
         if let Some(finish) = finish {
-            let bias = match finish.bias {
-                Bias::OfColumns(bias) => Some(V::load_partial(&bias[j..][..cols])),
-                _ => None,
-            };
-            sums[r] = finish.apply(sums[r], || V::load_partial(c), bias);
+            for v in 0..NV {
+                let bias = match finish.bias {
+                    Bias::OfColumns(bias) => Some(load(&bias[first(v)..][..len])),
+                    _ => None,
+                };
+                sums[r][v] = finish.apply(sums[r][v], || load(c.slice(r, first(v), len)), bias);
+            }
         }
-        sums[r].store_partial(c);
+        for v in 0..NV {
+            let part = c.slice(r, first(v), len);
+            if NV == 1 {
+                sums[r][v].store_partial(part);
+            } else {
+                sums[r][v].store(part);
+            }
+        }
     }
 }
