@@ -108,6 +108,15 @@ impl Caches {
     pub(super) fn reads_b_in_place<T>(self, m: usize, kc: usize, row_stride: usize) -> bool {
         m <= 16 || (row_stride <= 1024 && (m <= 48 || kc * row_stride * size_of::<T>() <= self.second / 4))
     }
+
+    /// Whether one line of each of so many rows is more than the first cache has room for, because their distance is a multiple of so
+    /// large a power of two that they share few of its sets.
+    #[inline(always)]
+    pub(super) fn rows_collide<T>(self, rows: usize, stride: usize) -> bool {
+        let bytes = stride.saturating_mul(size_of::<T>());
+        let shared = (bytes & bytes.wrapping_neg()).clamp(64, 4096);
+        rows.saturating_mul(bytes) > self.first && rows * shared > self.first
+    }
 }
 
 /// Whether A, its rows or columns contiguous, is read where it lies: packing it is paid back by the columns of C that read it,

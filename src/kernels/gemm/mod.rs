@@ -363,7 +363,13 @@ fn run<T: Element>(product: Whole<'_, T>) {
     is_shallow &= matches!(b, B::InPlace(b) if b.col_stride() == 1);
     let packs_b = match b {
         B::InPlace(_) if is_shallow => false,
-        B::InPlace(b) => b.col_stride() != 1 || !caches.reads_b_in_place::<T>(m, k.min(KC), b.row_stride()),
+        B::InPlace(b) => {
+            // Where A by columns and B drive each other out of the first cache, one of them is packed.
+            let collide = |stride| caches.rows_collide::<T>(k.min(KC), stride);
+            b.col_stride() != 1
+                || !caches.reads_b_in_place::<T>(m, k.min(KC), b.row_stride())
+                || (m > WIDEST && a.row_stride() == 1 && collide(a.col_stride()) && collide(b.row_stride()))
+        }
         _ => false,
     };
     let a_in_place =

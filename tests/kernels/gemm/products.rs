@@ -22,6 +22,12 @@ fn every_size_up_to_70<T: Element>() {
             sizes.push((rng.index(71), k, rng.index(71)));
         }
     }
+    // Every tile, deeper than what has a loop of its own.
+    for m in 1..=14 {
+        for n in 1..=36 {
+            sizes.push((m, 64 + rng.index(8), n));
+        }
+    }
     for sizes in sizes.chunks(500) {
         let cases: Vec<_> = sizes.iter().map(|&size| Case::drawn(size, &mut rng)).collect();
         agree::<T>(&cases);
