@@ -38,8 +38,8 @@
 //! Each element of C is a sum of blocks of at most 256 products of about the same size; a block is one chain of multiply-adds, and is
 //! added to `beta C` (the first) or to what is there. The order depends on k alone, so the same bits for any number of threads, any
 //! strides, packed or not, and on every fused instruction set. Two kinds of products are dot products instead, whose order depends on k
-//! alone as well (`thin`): those of up to four columns where A's rows are contiguous, and those of up to four rows where B's columns
-//! are. Error bound for one element, u the unit roundoff: `(min(k, 256) + k / 256 + 3) u (|alpha| |A| |B| + |beta| |C|)`, in either
+//! alone as well (`thin`): those of up to four columns where A's rows are contiguous or no more than four, and those of up to four
+//! rows where B's columns are contiguous. Error bound for one element, u the unit roundoff: `(min(k, 256) + k / 256 + 3) u (|alpha| |A| |B| + |beta| |C|)`, in either
 //! order. `beta = 0` never reads C, `alpha = 0` never reads A or B; NaN and infinities in what is read propagate.
 //!
 //! # Cost
@@ -78,9 +78,9 @@ const WIDEST: usize = 16;
 /// Elements of scratch that [`gemm`] needs for a product of this size.
 pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
     // C may be written through its transpose, so either may be the wider. Every task packs its own rows of A, and stores one vector
-    // more at most. Thin products copy their few columns.
+    // more at most. Thin products copy what is few.
     let (widest, kc) = (m.max(n), blocking::kc(k));
-    (kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST).max(THIN * k)
+    (kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST).max(2 * THIN * k)
 }
 
 /// What a product does besides, while its results are at hand.
@@ -334,7 +334,9 @@ impl PerElement for Multiply {
 fn run<T: Element>(product: Whole<'_, T>) {
     let Whole { isa, mut a, mut b, mut c, mut finish, scratch } = product;
     let mut c = cells(&mut c);
-    let takes_dots = |a: MatRef<'_, T>, n: usize| a.col_stride() == 1 && thin::takes_dots(a.rows(), a.cols(), n);
+    let takes_dots = |a: MatRef<'_, T>, n: usize| {
+        (a.col_stride() == 1 || a.rows() <= THIN) && thin::takes_dots(a.rows(), a.cols(), n)
+    };
     if let B::InPlace(right) = b {
         // A thin product's few columns become rows, if A's columns are contiguous; its few rows columns, if B's columns are.
         let few_columns = c.cols() <= THIN && c.rows() >= WIDEST && a.row_stride() == 1;
@@ -451,6 +453,13 @@ fn dots<T: Element>(
     scratch: &mut [T],
 ) {
     let (m, k, n) = (a.rows(), a.cols(), c.cols());
+    let (few_rows, scratch) = scratch.split_at_mut(if a.col_stride() == 1 { 0 } else { m * k });
+    let a = if a.col_stride() == 1 {
+        a
+    } else {
+        thin::copy_columns(a.transpose(), few_rows);
+        MatRef::new(few_rows, m, k)
+    };
     let (columns, stride) = match b {
         B::InPlace(b) if b.row_stride() == 1 => (b.data(), b.col_stride()),
         B::InPlace(b) => {
