@@ -42,5 +42,5 @@ pub use element::Element;
 pub(crate) use element::PerElement;
 pub(crate) use lanes::{Group, Kernel, Lanes};
 pub(crate) use window::{
-    Abreast, ByColumn, ByRow, CellsMut, Columns, Pairs, Panels, Row, Rows, RowsMut, Strided, Striped, Strips,
+    Abreast, ByColumn, ByRow, CellsMut, Column, Columns, Pairs, Panels, Row, Rows, RowsMut, Strided, Striped, Strips,
 };

@@ -1,7 +1,7 @@
 //! Strided views whose bounds are checked once, when they are made, for loops that step through a matrix.
 //!
 //! Every access still asserts that its row and column lie in the view; those comparisons are between values that the loop
-//! around them knows, so the compiler removes them, where the bounds of a slice would be checked at every step. No view is empty:
+//! around them knows, so the compiler removes them, where the bounds of a slice would be checked at every step. No view is made empty:
 //! its first element is always there.
 
 use std::marker::PhantomData;
@@ -32,7 +32,7 @@ fn opaque<T>(pointer: *const T) -> *const T {
     pointer
 }
 
-/// A matrix a few rows high, whose columns are stepped through one at a time and read element by element.
+/// A matrix a few rows high, whose columns are stepped through one at a time (by [`Pairs`]) and read element by element.
 pub(crate) trait Columns<T>: Copy {
     /// Number of columns.
     fn len(&self) -> usize;
@@ -41,7 +41,8 @@ pub(crate) trait Columns<T>: Copy {
     /// The same without its first column.
     ///
     /// # Safety
-    /// If no column is left, `get` is not called on the result.
+    /// If no column is left, `get` is not called on the result. `len` still counts from where the whole began: the result is not handed
+    /// to code that trusts it.
     unsafe fn rest(self) -> Self;
 }
 
@@ -111,7 +112,7 @@ impl<'a, T: Copy> ByRow<'a, T> {
 impl<T: Copy> Striped<T> for ByColumn<'_, T> {
     #[inline(always)]
     fn strip(self, s: usize, rows: usize) -> Self {
-        assert!(s < self.strips.count && rows <= self.strips.rows);
+        assert!(s < self.strips.count && 0 < rows && rows <= self.strips.rows);
         let start = self.start.wrapping_add(s * self.strips.step);
         ByColumn { start, strips: Strips { count: 1, rows, ..self.strips }, ..self }
     }
@@ -137,7 +138,7 @@ impl<T: Copy> Columns<T> for ByColumn<'_, T> {
 impl<T: Copy> Striped<T> for ByRow<'_, T> {
     #[inline(always)]
     fn strip(self, s: usize, rows: usize) -> Self {
-        assert!(s < self.strips.count && rows <= self.strips.rows);
+        assert!(s < self.strips.count && 0 < rows && rows <= self.strips.rows);
         let start = self.starts[0].wrapping_add(s * self.strips.step);
         let starts = [0, 3, 6, 9].map(|i: usize| opaque(start.wrapping_add(i.wrapping_mul(self.stride))));
         ByRow { starts, strips: Strips { count: 1, rows, ..self.strips }, ..self }
@@ -184,7 +185,7 @@ impl<'a, T: Copy> Strided<'a, T> {
     /// `count` rows from row `i` on.
     #[inline(always)]
     pub(crate) fn block(self, i: usize, count: usize) -> Self {
-        assert!(i < self.rows && count <= self.rows - i);
+        assert!(0 < count && i < self.rows && count <= self.rows - i);
         Strided { start: self.start.wrapping_add(i * self.strides.0), rows: count, ..self }
     }
 }
@@ -356,6 +357,21 @@ impl<'a, T: Copy> Row<'a, T> {
     }
 }
 
+/// One column of a matrix a few rows high.
+#[derive(Clone, Copy)]
+pub(crate) struct Column<A>(A);
+
+impl<A> Column<A> {
+    /// Element `i`.
+    #[inline(always)]
+    pub(crate) fn get<T>(&self, i: usize) -> T
+    where
+        A: Columns<T>,
+    {
+        self.0.get(i)
+    }
+}
+
 /// The columns of one matrix and the rows of another, side by side, in groups of any sizes: whether so many are left is asked once
 /// for each group.
 pub(crate) struct Pairs<'a, T, A> {
@@ -385,13 +401,13 @@ impl<'a, T: Copy, A: Columns<T>> Pairs<'a, T, A> {
         true
     }
 
-    /// The next column of the group, as the first of what follows, and the next row.
+    /// The next column of the group, and the next row.
     #[inline(always)]
-    pub(crate) fn take(&mut self) -> (A, Row<'a, T>) {
+    pub(crate) fn take(&mut self) -> (Column<A>, Row<'a, T>) {
         assert!(self.left.0 > 0);
         self.left.0 -= 1;
         let row = Row { start: self.rows.start, cols: self.rows.cols, data: PhantomData };
-        let pair = (self.columns, row);
+        let pair = (Column(self.columns), row);
         // SAFETY: the result is read only where a column is left, as `left` counts.
         self.columns = unsafe { self.columns.rest() };
         self.rows.start = self.rows.start.wrapping_add(self.rows.stride);
@@ -442,8 +458,8 @@ impl<'a, T: Copy> RowsMut<'a, T> {
     #[inline(always)]
     pub(crate) fn slice(&mut self, i: usize, j: usize, len: usize) -> &mut [T] {
         assert!(i < self.rows && j <= self.cols && len <= self.cols - j);
-        // SAFETY: the elements lie between the first and the last, which lie in `data` (checked by `new`), which is borrowed
-        // mutably by `self`, as `self` is by the slice.
+        // SAFETY: the elements lie between the first and the last, which lie in `data` (checked by `new`, or by `CellsMut::new`, whose
+        // parts share no element); these are borrowed mutably by `self`, as `self` is by the slice.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.stride + j), len) }
     }
 }

@@ -42,7 +42,7 @@ pub(super) const PANELS_TOGETHER: usize = 8;
 pub(super) const ROWS_AT_ONCE: usize = 48;
 
 /// Rows and panels of one task, where a pass is shared between threads: of about equal size, many enough that no thread waits long for
-/// the last one, and at least 2^18 multiply-adds each, where there are so many, so that handing them out costs little.
+/// the last one, and so large that handing them out costs little: 2^22 multiply-adds, but 128 to 512 columns.
 pub(super) fn task(mc: usize, kc: usize, cut: Cut) -> (usize, usize) {
     let rows = mc.div_ceil(mc.div_ceil(48));
     let cols = (1 << 22) / (rows * kc).max(1);

@@ -1,8 +1,9 @@
-//! The register tile: the only loop that multiplies, and what happens to its sums before they are stored.
+//! The register tile, and what becomes of sums before they are stored.
 
 use super::blocking::Tiles;
 use crate::simd::{
-    ByColumn, ByRow, CellsMut, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut, Striped, Strips,
+    ByColumn, ByRow, CellsMut, Column, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut, Striped,
+    Strips,
 };
 
 /// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
@@ -264,7 +265,7 @@ const UNROLL: usize = 4;
 #[inline(always)]
 fn step<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     acc: &mut [[V; NV]; MR],
-    (a, b): (A, Row<'_, V::Elem>),
+    (a, b): (Column<A>, Row<'_, V::Elem>),
     cols: usize,
 ) {
     let mut row = [V::zero(); NV];
@@ -328,11 +329,7 @@ impl<T: Element> Kernel<T> for Scatter<'_, T> {
             for j in 0..cols {
                 let element = c.at(i, j);
                 // The lanes' own operations, so that strides do not change the bits.
-                let bias = match finish.bias {
-                    Bias::None => None,
-                    Bias::OfColumns(bias) => Some(V::splat(bias[j])),
-                    Bias::OfRows(bias) => Some(V::splat(bias[i])),
-                };
+                let bias = finish.bias_at(i, j, 1);
                 let new = finish.apply(V::splat(tile.0[i * cols + j]), || V::splat(*element), bias);
                 let mut lanes = [T::ZERO; 16];
                 new.store(&mut lanes);

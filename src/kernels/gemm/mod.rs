@@ -37,9 +37,9 @@
 //!
 //! Each element of C is a sum of blocks of at most 256 products of about the same size; a block is one chain of multiply-adds, and is
 //! added to `beta C` (the first) or to what is there. The order depends on k alone, so the same bits for any number of threads, any
-//! strides, packed or not, and on every fused instruction set. Two kinds of products are dot products instead, whose order depends on k
-//! alone as well (`thin`): those of up to four columns where A's rows are contiguous or no more than four, and those of up to four
-//! rows where B's columns are contiguous. Error bound for one element, u the unit roundoff: `(min(k, 256) + k / 256 + 3) u (|alpha| |A| |B| + |beta| |C|)`, in either
+//! strides, packed or not, and on every fused instruction set. Thin products with k from 32 on that are not tiny are dot products instead,
+//! whose order depends on k alone as well: those of up to four columns where A's rows are contiguous or no more than four, and those of
+//! up to four rows where B's columns are contiguous. Error bound for one element, u the unit roundoff: `(min(k, 256) + k / 256 + 3) u (|alpha| |A| |B| + |beta| |C|)`, in either
 //! order. `beta = 0` never reads C, `alpha = 0` never reads A or B; NaN and infinities in what is read propagate.
 //!
 //! # Cost
@@ -77,10 +77,14 @@ const WIDEST: usize = 16;
 
 /// Elements of scratch that [`gemm`] needs for a product of this size.
 pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
+    if m == 0 || n == 0 {
+        // Nothing is multiplied, however long its sums would be.
+        return 0;
+    }
     // C may be written through its transpose, so either may be the wider. Every task packs its own rows of A, and stores one vector
     // more at most. Thin products copy what is few.
     let (widest, kc) = (m.max(n), blocking::kc(k));
-    (kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST).max(2 * THIN * k)
+    (kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST).max(k.saturating_mul(2 * THIN))
 }
 
 /// What a product does besides, while its results are at hand.
@@ -95,6 +99,18 @@ pub enum Epilogue<'a, T> {
     /// Adds `alpha` times the sums of B's columns to these numbers, `[n]`, as if A had one more row, of ones: with `A B = X^T dY`,
     /// the gradient of the bias.
     ColumnSums(&'a mut [T]),
+}
+
+impl<'a, T> Epilogue<'a, T> {
+    /// What is added to C, and whether ReLU follows.
+    #[inline(always)]
+    fn added(&self) -> (Bias<'a, T>, bool) {
+        match *self {
+            Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
+            Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
+            Epilogue::None | Epilogue::ColumnSums(_) => (Bias::None, false),
+        }
+    }
 }
 
 /// `C <- alpha A B + beta C`.
@@ -185,20 +201,17 @@ fn general<T: Element>(call: Call<'_, T>) {
     let Call { alpha, mut a, mut b, beta, mut c, epilogue, mut scratch } = call;
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let isa = Isa::current();
-    let (mut bias, relu) = match epilogue {
-        Epilogue::None => (Bias::None, false),
-        Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
-        Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
-        Epilogue::ColumnSums(sums) => {
-            if m > 0 && n > 0 && k > 0 && alpha != T::ZERO {
-                let one = [T::ONE];
-                let ones = MatRef::with_strides(&one, 1, k, 1, 0).expect("one element, repeated");
-                let c = MatMut::new(sums, 1, n);
-                gemm(alpha, ones, b, T::ONE, c, Epilogue::None, &mut *scratch);
-            }
-            (Bias::None, false)
-        }
-    };
+    let (mut bias, relu) = epilogue.added();
+    if let Epilogue::ColumnSums(sums) = epilogue
+        && m > 0
+        && n > 0
+        && k > 0
+        && alpha != T::ZERO
+    {
+        let one = [T::ONE];
+        let ones = MatRef::with_strides(&one, 1, k, 1, 0).expect("one element, repeated");
+        gemm(alpha, ones, b, T::ONE, MatMut::new(sums, 1, n), Epilogue::None, &mut *scratch);
+    }
     if m == 0 || n == 0 {
         return;
     }
@@ -382,7 +395,8 @@ fn run<T: Element>(product: Whole<'_, T>) {
     if a_in_place && !packs_b && k <= KC && n <= nc_most && !forks {
         let (cut, block) = (Cut::new(tiles, n, nv), Block { pc: 0, kc: k, jc: 0, nc: n });
         let panels = (0, cut.count);
-        return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, finish, block }.run(isa, tiles, caches);
+        return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, is_shallow, finish, block }
+            .run(isa, tiles, caches);
     }
     let (b_scratch, a_scratch) = scratch.split_at_mut(if packs_b { kc_most * (nc_most + WIDEST) } else { 0 });
     for jc in (0..n).step_by(nc_most) {
@@ -434,7 +448,8 @@ fn run<T: Element>(product: Whole<'_, T>) {
                     let panels = (along * together, cut.count.min((along + 1) * together));
                     let (a, i0) = (task_a(down), ic + down * rows);
                     let packed_a = packed_a.map(|packed| &packed[down * packed_len..]);
-                    Product { a, packed_a, b, c: task.c, i0, cut, nv, panels, finish, block }.run(isa, tiles, caches);
+                    Product { a, packed_a, b, c: task.c, i0, cut, nv, panels, is_shallow, finish, block }
+                        .run(isa, tiles, caches);
                 });
             }
         }
@@ -480,7 +495,7 @@ fn dots<T: Element>(
         let (i0, c) = (index * rows, task.c);
         let a = Rows::new(&a.data()[i0 * a.row_stride()..], c.rows(), k, a.row_stride());
         let b = Rows::new(columns, n, k, stride);
-        isa.run(&mut Dots { a, b, c, finish: finish.at(i0, 0) });
+        isa.run(&mut Dots { a, b, c: c.transpose(), finish: finish.at(i0, 0).transposed() });
     });
 }
 
@@ -576,6 +591,8 @@ struct Product<'a, T> {
     nv: usize,
     /// Its first panel, and the one behind its last.
     panels: (usize, usize),
+    /// Whether k is so small that C is written row by row.
+    is_shallow: bool,
     finish: Finish<'a, T>,
     block: Block,
 }
@@ -591,7 +608,7 @@ impl<T: Element> Product<'_, T> {
         if let B::InPlace(b) = b {
             // A tile takes what is near, and four rows, unless their elements have to be written one by one.
             let is_thin = if c.has_contiguous_rows() { m <= FEW && !is_near } else { m <= THIN };
-            if shallow::suits(kc, nc) && c.has_contiguous_rows() && b.col_stride() == 1 {
+            if self.is_shallow {
                 let (j0, cols) = (jc + cut.part(first).0, c.cols());
                 let b = Rows::new(&b.data()[j0..], kc, cols, b.row_stride());
                 let finish = self.finish.at(self.i0, j0);

@@ -1,16 +1,16 @@
 //! B packed once, for many products: the weights of a model that no longer changes.
 
 use super::blocking::{self, Caches, Cut, NV, Tiles};
-use super::{B, Bias, Block, Describe, Epilogue, Finish, Multiply, PackB, Whole, check, scale};
+use super::{B, Block, Describe, Epilogue, Finish, Multiply, PackB, Whole, check, scale};
 use crate::error::{Error, Result};
 use crate::matrix::{MatMut, MatRef};
 use crate::simd::{Element, Isa};
 use crate::tensor::Tensor;
 
-/// Fewest bytes of a B worth packing beforehand: twice a first cache of 32 KiB. By one row, 32x128 f32 took 1.8 times as long packed
-/// (AVX-512; 1.4 times with AVX2), 256x64 took 0.8 times as long, 1024x1024 0.6 times.
+/// Fewest bytes of a B worth packing beforehand: twice a first cache of 32 KiB. `cargo bench --bench gemm` times packed products beside
+/// plain ones.
 const PACKED_MIN_BYTES: usize = 64 << 10;
-/// A row of a B worth packing beforehand is longer: by one row of A, 784x32 f32 took 1.3 times as long packed, 784x48 0.7 times.
+/// A row of a B worth packing beforehand is longer: two panels of AVX2 at least.
 const PACKED_MIN_ROW_BYTES: usize = 128;
 
 /// B of a product, in the panels that the register tile reads.
@@ -54,8 +54,8 @@ impl<T: Element> PackedB<T> {
 
     /// Whether a B of `k` rows and `n` columns, its rows contiguous, gains by being packed, and loses for no number of rows of A.
     ///
-    /// A smaller or narrower one is read where it lies, by panels of up to four vectors where A has up to three rows: up to twice as
-    /// fast as from panels of two.
+    /// A smaller or narrower one is read where it lies, by panels of up to four vectors where A has up to three rows, which is faster
+    /// than panels of two.
     pub(crate) fn pays(k: usize, n: usize) -> bool {
         let row = n.saturating_mul(size_of::<T>());
         row > PACKED_MIN_ROW_BYTES && k.saturating_mul(row) >= PACKED_MIN_BYTES
@@ -103,7 +103,7 @@ fn padded(tiles: Tiles, nc: usize) -> usize {
     start + cols.max(tiles.width)
 }
 
-/// `C <- alpha A B + beta C` with a B packed beforehand: the same bits as [`gemm`](super::gemm).
+/// `C <- alpha A B + beta C` with a B packed beforehand: the same bits as [`gemm`](super::gemm) with a B whose rows are contiguous.
 ///
 /// # Shapes
 /// `a`: `m x k`, `b`: `k x n`, `c`: `m x n`, any strides; `scratch`: at least [`scratch_len`](super::scratch_len) elements.
@@ -128,14 +128,10 @@ pub fn gemm_packed<T: Element>(
     if b.isa != isa {
         return Err(Error::invalid("packed B", b.isa.name(), format!("packed for {isa}: pack it again")));
     }
-    let (bias, relu) = match epilogue {
-        Epilogue::None => (Bias::None, false),
-        Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
-        Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
-        Epilogue::ColumnSums(_) => {
-            return Err(Error::invalid("epilogue", "column sums", "one that needs no sums of a packed B"));
-        }
-    };
+    if let Epilogue::ColumnSums(_) = epilogue {
+        return Err(Error::invalid("epilogue", "column sums", "one that needs no sums of a packed B"));
+    }
+    let (bias, relu) = epilogue.added();
     let finish = Finish { alpha, beta, bias, relu };
     if a.rows() == 0 || b.n == 0 {
         return Ok(());

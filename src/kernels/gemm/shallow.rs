@@ -2,8 +2,7 @@
 //!
 //! Each element of C takes up to [`SHALLOW`] multiply-adds, so the bound is C's bytes, and C is written once and in order: a few rows at
 //! a time, vector by vector, with the rows of B, all of them in the first cache, and the factors of the rows of A in registers. The
-//! chains are a register tile's. A tile spends some 130 instructions besides its multiply-adds, for 12 vectors of C; this loop spends
-//! about 4 for each of its vectors.
+//! chains are a register tile's, without all that begins and ends a tile.
 
 use super::micro::Finish;
 use crate::matrix::MatRef;

@@ -7,12 +7,11 @@
 //! - [`FewRows`]: the lanes lie along the long operand's columns, and several of its rows at a time are added to sums in the first
 //!   cache. These are a register tile's chains, in another order of loops.
 //! - [`Dots`]: k is contiguous in the long operand, and its lanes are sums of one element of C: chains over every sixteenth product
-//!   (f32; 64 bytes whatever the vectors) of up to 4096, added by halving. Turning 64 elements of f32, so that the lanes could be rows and the
-//!   chains a tile's, takes 16 to 24 shuffles besides 8 multiply-adds for each column; that was 17 to 20 cycles, and dot products
-//!   take 7 to 10 where the second cache holds the operand.
+//!   (f32; 64 bytes whatever the vectors) of up to 4096, added by halving. Turning the elements in registers, so that the
+//!   lanes could be rows and the chains a tile's, takes more shuffles than there are multiply-adds.
 
 use super::blocking::{Cut, Tiles, is_tiny};
-use super::micro::{Bias, Finish};
+use super::micro::Finish;
 use super::{Block, NV, prepacked::AllPanels};
 use crate::matrix::MatRef;
 use crate::simd::{Abreast, CellsMut, Element, Kernel, Lanes, Rows};
@@ -50,8 +49,9 @@ impl<'a, T: Element> Kernel<T> for &'a mut FewRows<'a, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        // As many rows of B at a time as there are registers for their factors, and sums of 8 KiB with AVX2: rows of B are fetched ahead
-        // where they are read in long pieces.
+        // As many rows of B at a time as there are registers for their factors. Rows of B are fetched ahead where they are read in long
+        // pieces; the sums stay below half of a first cache, and rows of sums are no multiple of 4 KiB apart, where a store makes
+        // loads wait.
         match self.a.rows() {
             1 => self.rows::<V, 1, 8, 256>(),
             2 => self.rows::<V, 2, 4, 136>(),
@@ -99,11 +99,11 @@ impl<T: Element> FewRows<'_, T> {
         }
         for i in 0..MR {
             for v in 0..vectors {
-                sums[i][v] = finish::<V>(self.finish, &mut self.c, (i, at(v)), false, sums[i][v]);
+                sums[i][v] = finish::<V>(self.finish, &mut self.c, (i, at(v)), sums[i][v]);
             }
             // Written when all is read, because the last vector may overlap the one before it.
             for v in 0..vectors {
-                write(&mut self.c, (i, at(v)), false, sums[i][v]);
+                write(&mut self.c, (i, at(v)), sums[i][v]);
             }
         }
     }
@@ -147,48 +147,25 @@ impl<T: Element> FewRows<'_, T> {
     }
 }
 
-/// Lanes of C from element (i, j) on, along its row or down its column, as one row.
+/// What becomes of sums that go along a row of C from element (i, j) on.
 #[inline(always)]
-fn lanes_of<'a, V: Lanes>(
-    c: &'a mut CellsMut<'_, V::Elem>,
-    (i, j): (usize, usize),
-    down: bool,
-) -> (usize, CellsMut<'a, V::Elem>) {
-    let lanes = V::WIDTH.min(if down { c.rows() - i } else { c.cols() - j });
-    (lanes, if down { c.block((i, lanes), (j, 1)).transpose() } else { c.block((i, 1), (j, lanes)) })
-}
-
-/// What becomes of sums that begin at element (i, j) of C.
-#[inline(always)]
-fn finish<V: Lanes>(
-    finish: Finish<'_, V::Elem>,
-    c: &mut CellsMut<'_, V::Elem>,
-    (i, j): (usize, usize),
-    down: bool,
-    sums: V,
-) -> V {
-    let (lanes, mut c) = lanes_of::<V>(c, (i, j), down);
-    let bias = match (finish.bias, down) {
-        (Bias::None, _) => None,
-        (Bias::OfColumns(bias), true) => Some(V::splat(bias[j])),
-        (Bias::OfRows(bias), false) => Some(V::splat(bias[i])),
-        (Bias::OfColumns(bias), false) => Some(V::load_up_to(&bias[j..][..lanes])),
-        (Bias::OfRows(bias), true) => Some(V::load_up_to(&bias[i..][..lanes])),
-    };
+fn finish<V: Lanes>(finish: Finish<'_, V::Elem>, c: &mut CellsMut<'_, V::Elem>, (i, j): (usize, usize), sums: V) -> V {
+    let lanes = V::WIDTH.min(c.cols() - j);
     let old = || {
         let mut old = [V::Elem::ZERO; 16];
         for l in 0..lanes {
-            old[l] = *c.at(0, l);
+            old[l] = *c.at(i, j + l);
         }
         V::load(&old)
     };
-    finish.apply(sums, old, bias)
+    finish.apply(sums, old, finish.bias_at(i, j, lanes))
 }
 
-/// Writes lanes from element (i, j) of C on.
+/// Writes lanes along a row of C from element (i, j) on.
 #[inline(always)]
-fn write<V: Lanes>(c: &mut CellsMut<'_, V::Elem>, (i, j): (usize, usize), down: bool, new: V) {
-    let (lanes, mut c) = lanes_of::<V>(c, (i, j), down);
+fn write<V: Lanes>(c: &mut CellsMut<'_, V::Elem>, (i, j): (usize, usize), new: V) {
+    let lanes = V::WIDTH.min(c.cols() - j);
+    let mut c = c.block((i, 1), (j, lanes));
     if c.has_contiguous_rows() {
         return new.store_partial(c.into_rows().slice(0, 0, lanes));
     }
@@ -204,6 +181,7 @@ pub(super) struct Dots<'a, T> {
     pub(super) a: Rows<'a, T>,
     /// The columns of B, as rows.
     pub(super) b: Rows<'a, T>,
+    /// C with rows and columns exchanged, as `finish` takes it.
     pub(super) c: CellsMut<'a, T>,
     pub(super) finish: Finish<'a, T>,
 }
@@ -214,7 +192,7 @@ impl<'a, T: Element> Kernel<T> for &'a mut Dots<'a, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         // Eight chains or more run side by side: rows, columns, and the vectors of 64 bytes.
-        match (self.c.cols(), const { V::GROUP == 1 }) {
+        match (self.c.rows(), const { V::GROUP == 1 }) {
             (1, true) => self.columns::<V, 8, 1>(),
             (2, true) => self.columns::<V, 4, 2>(),
             (3, true) => self.columns::<V, 4, 3>(),
@@ -237,7 +215,7 @@ const ROWS: usize = 16;
 impl<T: Element> Dots<'_, T> {
     #[inline(always)]
     fn columns<V: Lanes<Elem = T>, const R: usize, const N: usize>(&mut self) {
-        let m = self.c.rows();
+        let m = self.c.cols();
         let mut first = 0;
         while first < m {
             let rows = ROWS.min(m - first);
@@ -255,9 +233,9 @@ impl<T: Element> Dots<'_, T> {
             for j in 0..N {
                 let mut r = 0;
                 while r < rows {
-                    let at = (first + r, j);
-                    let new = finish::<V>(self.finish, &mut self.c, at, true, V::load(&sums[j][r..]));
-                    write(&mut self.c, at, true, new);
+                    let at = (j, first + r);
+                    let new = finish::<V>(self.finish, &mut self.c, at, V::load(&sums[j][r..]));
+                    write(&mut self.c, at, new);
                     r += V::WIDTH;
                 }
             }

@@ -1,8 +1,8 @@
 //! Products of a few numbers: the chains of a tile, without its choices.
 
-use super::micro::{Bias, Finish};
+use super::micro::Finish;
 use super::{Call, Epilogue, pack};
-use crate::simd::{Columns, Element, Kernel, Lanes, Pairs, Rows, RowsMut, Strided};
+use crate::simd::{Element, Kernel, Lanes, Pairs, Rows, RowsMut, Strided};
 
 /// Calls `$rows!(i, mr)` for `$m` rows in strips: as many as there are of each height, the last of which is one.
 macro_rules! strips {
@@ -37,11 +37,7 @@ impl<T: Element> Kernel<T> for Tiny<'_, '_, T> {
         let mut c = RowsMut::new(c.data_mut(), m, n, stride);
         let is_plain = *alpha == T::ONE && *beta == T::ZERO && matches!(epilogue, Epilogue::None);
         let finish = (!is_plain).then(|| {
-            let (bias, relu) = match epilogue {
-                Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
-                Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
-                _ => (Bias::None, false),
-            };
+            let (bias, relu) = epilogue.added();
             Finish { alpha: *alpha, beta: *beta, bias, relu }
         });
         if n <= V::WIDTH {
@@ -114,10 +110,7 @@ fn multiply<V: Lanes, const MR: usize, const NV: usize>(
     for r in 0..MR {
         if let Some(finish) = finish {
             for v in 0..NV {
-                let bias = match finish.bias {
-                    Bias::OfColumns(bias) => Some(load(&bias[first(v)..][..len])),
-                    _ => None,
-                };
+                let bias = finish.bias_at(r, first(v), len);
                 sums[r][v] = finish.apply(sums[r][v], || load(c.slice(r, first(v), len)), bias);
             }
         }

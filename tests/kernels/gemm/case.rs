@@ -385,7 +385,7 @@ pub(super) fn agree<T: Element>(cases: &[Case]) {
 
 /// Around the rows and columns of every register tile: 6 and 12 rows, 2 vectors of 1 to 16 lanes.
 pub(super) const SMALL: [usize; 19] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 31, 32, 33];
-/// Around the block of k and of columns (256), two of them, and the rows of a task (24, and 96 from 384 rows on).
+/// Around the block of k and of columns (256), two of them, and the rows of a task (48).
 pub(super) const LARGE: [usize; 20] =
     [23, 24, 25, 47, 48, 49, 64, 65, 95, 96, 97, 251, 255, 256, 257, 383, 384, 385, 512, 513];
 

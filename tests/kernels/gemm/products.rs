@@ -37,26 +37,32 @@ fn every_size_up_to_70<T: Element>() {
 /// The sizes for which there is a loop of its own, and those just above them, with every way in which A, B and C may lie.
 fn a_few_numbers<T: Element>() {
     let mut sizes = vec![
-        // Around 32 of anything, and 8 columns.
-        (31, 5, 3),
-        (32, 5, 3),
-        (33, 5, 3),
-        (3, 31, 5),
-        (3, 32, 5),
-        (3, 33, 5),
-        (3, 5, 31),
-        (3, 5, 32),
-        (3, 5, 33),
-        // Around 2048 and 1024 products.
-        (16, 16, 8),
-        (11, 17, 11),
+        // Around 64 of anything.
+        (63, 5, 3),
+        (64, 5, 3),
+        (65, 5, 3),
+        (6, 64, 5),
+        (6, 65, 5),
+        (3, 5, 64),
+        (3, 5, 65),
+        // Around 2^15 products, and 2^11 with a vector (more are thin, which has a test of its own).
+        (32, 32, 32),
+        (33, 32, 32),
+        (64, 64, 8),
+        (64, 57, 9),
         (19, 12, 9),
-        (32, 8, 8),
         (31, 31, 2),
         (8, 8, 16),
-        (4, 16, 16),
         (5, 12, 17),
-        (2, 16, 32),
+        (1, 32, 64),
+        (64, 32, 1),
+        // What is written row by row: small k, and many columns.
+        (9, 7, 128),
+        (9, 8, 127),
+        (9, 8, 128),
+        (10, 9, 128),
+        (7, 1, 700),
+        (6, 3, 515),
     ];
     for m in 1..=6 {
         for k in [1, 2, 7] {
@@ -112,7 +118,7 @@ fn every_block_boundary<T: Element>() {
     agree::<T>(&cases);
 }
 
-/// Around blocks of k (256, of even sizes from there on), of columns (2048) and of rows (1536, in tasks of 24 or 96).
+/// Around blocks of k (256, of even sizes from there on), of columns (2048) and of rows (1536, in tasks of up to 48).
 fn every_cache_block<T: Element>() {
     let mut rng = Rng::new(2, "sizes");
     let mut sizes = Vec::new();
@@ -128,6 +134,11 @@ fn every_cache_block<T: Element>() {
     // Few rows or columns, k in several blocks of a tile's or of dot products.
     sizes.extend([(2, 1290, 70), (70, 1290, 3), (1, 10241, 3), (4, 10241, 1), (1, 5000, 1), (385, 70, 4), (9, 600, 3)]);
     sizes.extend([(50, 3, 2049), (1561, 2, 66), (1537, 257, 2), (2, 257, 2049), (97, 265, 66), (385, 9, 66)]);
+    // So many blocks of columns that the last is narrow, where they are of 1024 or 2048.
+    for n in [28_769, 64 * 2048 + 1] {
+        let layouts = [Layout::SpreadRows(1), Layout::Rows(0), Layout::Rows(0)];
+        agree::<T>(&[Case { layouts, ..Case::of((3, 2, n)) }]);
+    }
     for size in sizes {
         // Drawn, with rows and with columns of C contiguous, and with B packed.
         let drawn = Case::drawn(size, &mut rng);
@@ -155,7 +166,8 @@ fn every_way_of_reading_in_place<T: Element>() {
             cases.push(case((n, k, m), [Layout::Columns(gap), a_transposed, Layout::Columns(0)]));
         }
     };
-    // B's rows 1024 elements apart and at most 48 of C, or its block 4096 elements; A's rows by 64 columns, or its columns by 64.
+    // B's rows 1024 elements apart and at most 48 of C, or its block a quarter of the second cache; A's rows by 64 columns, or its
+    // columns by 64.
     for m in [48, 49] {
         for b_stride in [1023, 1024, 1025] {
             for k in [3, 64, 65] {
@@ -170,17 +182,19 @@ fn every_way_of_reading_in_place<T: Element>() {
     {
         add((50, k, b_stride.min(66)), b_stride);
     }
-    // Panels of B in the inner loop, or strips of A: 4096 elements of B again, but as many as there are.
-    for (k, n) in [(64, 64), (63, 65), (65, 63), (256, 16), (240, 17), (31, 132), (32, 128)] {
+    // Panels of B in the inner loop, or strips of A: around a first cache of 32 KiB.
+    for (k, n) in [(64, 64), (63, 65), (65, 63), (256, 16), (240, 17), (31, 132), (32, 128), (128, 64), (129, 64)] {
         add((14, k, n), n);
         add((70, k, n), n + 7);
     }
+    // A's columns and B's rows in the same few sets of the first cache.
+    cases.push(Case { layouts: [Layout::Columns(0), Layout::Rows(0), Layout::Rows(0)], ..Case::of((256, 64, 256)) });
     for cases in cases.chunks(100) {
         agree::<T>(cases);
     }
 }
 
-/// Tasks are smaller below 384 rows, so that the narrower side of C may need more scratch than the wider.
+/// Where scratch is tight: few columns beside many rows, and the other way round, by one thread (the test of threads has more).
 fn the_scratch_asked_for_is_enough<T: Element>() {
     for (m, k, n) in [(383, 1, 384), (383, 2, 400), (360, 3, 385), (383, 9, 384)] {
         let (by_rows, by_columns) = ([Layout::Rows(2); 3], [Layout::Columns(2); 3]);
@@ -190,6 +204,15 @@ fn the_scratch_asked_for_is_enough<T: Element>() {
             Case { layouts: by_rows, is_packed: true, ..Case::of((m, k, n)) },
         ]);
     }
+}
+
+/// Nothing to compute needs nothing, however long its sums would be.
+fn nothing_by_anything_is_nothing<T: Element>() {
+    let long = usize::MAX;
+    let a = MatRef::<T>::with_strides(&[], 0, long, 0, 0).unwrap();
+    let b = MatRef::<T>::with_strides(&[], long, 0, 0, 0).unwrap();
+    assert_eq!(scratch_len::<T>(0, long, 0), 0);
+    gemm(T::ONE, a, b, T::ONE, MatMut::new(&mut [], 0, 0), Epilogue::None, &mut []);
 }
 
 /// The distance between two rows means nothing where there is one, nor that between two columns.
@@ -271,7 +294,7 @@ fn every_layout_and_scalar<T: Element>() {
 
 /// Strides and offsets say where numbers lie, and nothing of what they are.
 fn layouts_do_not_change_bits<T: Element>() {
-    for size in [(14, 300, 21), (50, 20, 40)] {
+    for size in [(14, 300, 21), (50, 20, 40), (20, 5, 130), (3, 300, 2)] {
         sweep::<T>(|_| {
             let case = |layouts, offsets| Case { layouts, offsets, alpha: 0.7, beta: 1.3, ..Case::of(size) };
             let result = |case: Case| case.bits(&case.operands::<T>(Rng::normal));
@@ -401,12 +424,16 @@ fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
 
 /// Rows and columns may be repeated by a stride of 0.
 fn repeated_rows_and_columns_are_legal_inputs<T: Element>() {
-    let data: Vec<T> = normals(&mut Rng::new(3, "gemm"), 70);
-    for (m, k, n) in [(13, 40, 70), (50, 70, 9), (2, 7, 66), (70, 5, 67)] {
+    let data: Vec<T> = normals(&mut Rng::new(3, "gemm"), 140);
+    for (m, k, n) in [(13, 40, 70), (50, 70, 9), (2, 7, 66), (70, 5, 67), (40, 70, 3), (9, 4, 140)] {
         let operands = Case::of((m, k, n)).operands::<T>(Rng::normal);
         let [a, b, _] = &operands.matrices;
         for (rs, cs) in [(0, 1), (1, 0), (0, 0)] {
             for in_a in [true, false] {
+                // Few columns are dot products, which copies of other strides are not.
+                if n <= 4 && !(in_a && cs == 1) {
+                    continue;
+                }
                 let (rows, cols) = if in_a { (m, k) } else { (k, n) };
                 let repeated = MatRef::with_strides(&data, rows, cols, rs, cs).unwrap();
                 let copies: Vec<T> = (0..rows * cols).map(|e| repeated.get(e / cols, e % cols)).collect();
@@ -432,6 +459,7 @@ in_both_types!(
     every_cache_block,
     every_way_of_reading_in_place,
     the_scratch_asked_for_is_enough,
+    nothing_by_anything_is_nothing,
     strides_that_nothing_uses_may_be_anything,
     every_layout_and_scalar,
     thin_products_have_two_orders,
