@@ -134,6 +134,8 @@ fn every_cache_block<T: Element>() {
     // Few rows or columns, k in several blocks of a tile's or of dot products.
     sizes.extend([(2, 1290, 70), (70, 1290, 3), (1, 10241, 3), (4, 10241, 1), (1, 5000, 1), (385, 70, 4), (9, 600, 3)]);
     sizes.extend([(50, 3, 2049), (1561, 2, 66), (1537, 257, 2), (2, 257, 2049), (97, 265, 66), (385, 9, 66)]);
+    // So many blocks of k that the last has a single step.
+    agree::<T>(&[Case::of((2, 7937, 128)), Case { is_packed: true, ..Case::of((2, 7937, 128)) }]);
     // So many blocks of columns that the last is narrow, where they are of 1024 or 2048.
     for n in [28_769, 64 * 2048 + 1] {
         let layouts = [Layout::SpreadRows(1), Layout::Rows(0), Layout::Rows(0)];
