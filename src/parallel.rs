@@ -241,10 +241,6 @@ impl<A: Split, B: Split> Split for (A, B) {
         let (b0, b1) = self.1.split(at);
         ((a0, b0), (a1, b1))
     }
-
-    fn middle(&self, count: usize) -> usize {
-        self.0.middle(count)
-    }
 }
 
 impl<A: Split> Split for Option<A> {
@@ -256,10 +252,6 @@ impl<A: Split> Split for Option<A> {
                 (Some(a), Some(b))
             }
         }
-    }
-
-    fn middle(&self, count: usize) -> usize {
-        self.as_ref().map_or(count / 2, |work| work.middle(count))
     }
 }
 

@@ -201,7 +201,8 @@ fn general<T: Element>(call: Call<'_, T>) {
     let Call { alpha, mut a, mut b, beta, mut c, epilogue, mut scratch } = call;
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let isa = Isa::current();
-    let (mut bias, relu) = epilogue.added();
+    let (bias, relu) = epilogue.added();
+    let mut finish = Finish { alpha, beta, bias, relu };
     if let Epilogue::ColumnSums(sums) = epilogue
         && m > 0
         && n > 0
@@ -216,23 +217,19 @@ fn general<T: Element>(call: Call<'_, T>) {
         return;
     }
     if k == 0 || alpha == T::ZERO {
-        return scale(isa, Finish { alpha, beta, bias, relu }, c);
+        return scale(isa, finish, c);
     }
     // Tiles are written along rows; a C whose columns are contiguous is the transpose of one whose rows are.
     if c.col_stride() != 1 && c.row_stride() == 1 {
-        (a, b, c) = (b.transpose(), a.transpose(), c.transpose());
-        if let Bias::OfColumns(numbers) = bias {
-            bias = Bias::OfRows(numbers);
-        }
+        (a, b, c, finish) = (b.transpose(), a.transpose(), c.transpose(), finish.transposed());
     }
-    if let Bias::None = bias {
+    if let Bias::None = finish.bias {
         let mut call = Call { alpha, a, b, beta, c, epilogue: Epilogue::None, scratch };
         if call.is_tiny() {
             return isa.run(Tiny(&mut call));
         }
         Call { c, scratch, .. } = call;
     }
-    let finish = Finish { alpha, beta, bias, relu };
     T::call::<Multiply>(Whole { isa, a, b: B::InPlace(b), c, finish, scratch });
 }
 
