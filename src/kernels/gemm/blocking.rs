@@ -35,8 +35,8 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
     if total <= most { total } else { total.div_ceil(total.div_ceil(most)).next_multiple_of(unit) }
 }
 
-/// Panels of B that are packed in one task.
-pub(super) const PANELS_TOGETHER: usize = 8;
+/// Panels of B that are packed together: in one task, or before all rows of A are multiplied by them.
+pub(super) const TOGETHER: usize = 8;
 
 /// Rows of C that are finished before the next are begun, where all of B is in the first cache but its panels differ in width.
 pub(super) const ROWS_AT_ONCE: usize = 48;
@@ -89,11 +89,12 @@ impl Caches {
         even(n, most, 32)
     }
 
-    /// Rows of C in one pass of a thread that has all to itself: their A is a quarter of the second cache, which keeps it while all
-    /// panels of B pass by.
+    /// Rows of C in one pass of a thread that has all to itself: all, if their A takes half of the second cache at most; else as many as
+    /// take a quarter, so that it stays there while all panels of B pass by.
     #[inline(always)]
-    pub(super) fn rows<T>(self, kc: usize) -> usize {
-        (self.second / 4 / (kc * size_of::<T>())).clamp(48, MC)
+    pub(super) fn rows<T>(self, m: usize, kc: usize) -> usize {
+        let fit = |part: usize| (self.second / part / (kc * size_of::<T>())).min(MC);
+        if m <= fit(2) { m } else { fit(4).max(48) }
     }
 
     /// Whether so many elements stay in the first cache.

@@ -64,7 +64,7 @@ mod tiny;
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
 use crate::simd::{ByColumn, ByRow, CellsMut, Element, Isa, Kernel, Lanes, Panels, PerElement, Rows, Strips};
-use blocking::{Caches, Cut, FEW, KC, MC, NC, NV, Tiles};
+use blocking::{Caches, Cut, FEW, KC, MC, NC, NV, TOGETHER, Tiles};
 use micro::{A, Bias, Buffer, Finish, Scatter, Sweep};
 use prepacked::AllPanels;
 pub use prepacked::{PackedB, gemm_packed};
@@ -395,18 +395,21 @@ fn run<T: Element>(product: Whole<'_, T>) {
         return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, is_shallow, finish, block }
             .run(isa, tiles, caches);
     }
+    let mc_most = if forks { MC } else { caches.rows::<T>(m, kc_most) };
+    // Where one thread has all rows of A near, it packs them once for each block of k, and few panels of B at a time, which stay near.
+    let few_panels = if !forks && packs_b && m <= mc_most { TOGETHER * NV * tiles.width } else { usize::MAX };
+    let nc_most = nc_most.min(few_panels);
     let (b_scratch, a_scratch) = scratch.split_at_mut(if packs_b { kc_most * (nc_most + WIDEST) } else { 0 });
-    for jc in (0..n).step_by(nc_most) {
-        let nc = nc_most.min(n - jc);
-        let cut = Cut::new(tiles, nc, nv);
-        for pc in (0..k).step_by(kc_most) {
-            let kc = kc_most.min(k - pc);
+    for pc in (0..k).step_by(kc_most) {
+        let kc = kc_most.min(k - pc);
+        for jc in (0..n).step_by(nc_most) {
+            let nc = nc_most.min(n - jc);
+            let cut = Cut::new(tiles, nc, nv);
             let block = Block { pc, kc, jc, nc };
-            let mc_most = if forks { MC } else { caches.rows::<T>(kc) };
             let cost = cost::<T>(m.min(mc_most), kc, nc);
             let b = match b {
                 B::InPlace(b) if packs_b => {
-                    let together = if forks { blocking::PANELS_TOGETHER } else { cut.count };
+                    let together = if forks { TOGETHER } else { cut.count };
                     let panels = BlocksMut { data: &mut *b_scratch, block: together * cut.width * kc };
                     parallel::for_each(cut.count.div_ceil(together), cost, panels, |index, panels| {
                         let (first, end) = (index * together, cut.count.min((index + 1) * together));
@@ -431,11 +434,15 @@ fn run<T: Element>(product: Whole<'_, T>) {
                 let packed_a = if a_in_place {
                     None
                 } else {
-                    let nv = if nc <= tiles.width { 1 } else { nv };
-                    let packed = BlocksMut { data: &mut *a_scratch, block: packed_len };
-                    parallel::for_each(mc.div_ceil(rows), cost, packed, |index, packed| {
-                        isa.run(PackA { a: task_a(index), block, nv, packed: packed.data });
-                    });
+                    let is_narrow = nc <= tiles.width;
+                    // The strips that the block of columns before this one read serve again, unless those are of other rows or heights.
+                    if jc == 0 || is_narrow || mc < m {
+                        let nv = if is_narrow { 1 } else { nv };
+                        let packed = BlocksMut { data: &mut *a_scratch, block: packed_len };
+                        parallel::for_each(mc.div_ceil(rows), cost, packed, |index, packed| {
+                            isa.run(PackA { a: task_a(index), block, nv, packed: packed.data });
+                        });
+                    }
                     Some(&*a_scratch)
                 };
                 let across = cut.count.div_ceil(together);
@@ -527,10 +534,18 @@ impl<T: Element> Kernel<T> for PackB<'_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         let Block { pc, kc, jc, .. } = self.block;
-        for j in self.first..self.end {
+        let mut j = self.first;
+        while j < self.end {
             let (j0, cols) = self.cut.part(j);
-            let at = (j - self.first) * self.cut.width * kc;
-            pack::pack_b::<V>(self.b, (pc, kc), (jc + j0, cols), &mut self.panels[at..]);
+            let panels = &mut self.panels[(j - self.first) * self.cut.width * kc..];
+            let (rows, start) = ((pc, kc), jc + j0);
+            if self.b.col_stride() == 1 && cols == NV * V::WIDTH && self.cut.alike(j, self.end) >= pack::ABREAST {
+                pack::pack_b_abreast::<V>(self.b, rows, start, panels);
+                j += pack::ABREAST;
+            } else {
+                pack::pack_b::<V>(self.b, rows, (start, cols), panels);
+                j += 1;
+            }
         }
     }
 }

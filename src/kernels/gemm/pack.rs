@@ -3,6 +3,7 @@
 //! Vectors are loaded and stored whole. Where the last of a row or of k is not full, it begins earlier and repeats what the one before
 //! it did; where A's strip is not as high as a vector, what is stored past its end is overwritten by the next column.
 
+use super::blocking::NV;
 use crate::matrix::MatRef;
 use crate::simd::{Element, Lanes, Rows, RowsMut};
 
@@ -73,6 +74,31 @@ pub(super) fn pack_b<V: Lanes>(
             transpose::<V>(Rows::new(&data[first * cs..], lanes, kc, cs), lanes, kc, &mut panel, first);
         }
         next += V::WIDTH;
+    }
+}
+
+/// Panels that are packed at once from a B whose rows are contiguous.
+pub(super) const ABREAST: usize = 4;
+
+/// What [`pack_b`] does for each of [`ABREAST`] panels of [`NV`] vectors from column `j0` on, row by row of B, its rows contiguous:
+/// the lines that neighbouring panels share are read once, and fewer pages at a time.
+#[inline(always)]
+pub(super) fn pack_b_abreast<V: Lanes>(
+    b: MatRef<'_, V::Elem>,
+    (p0, kc): (usize, usize),
+    j0: usize,
+    panels: &mut [V::Elem],
+) {
+    let width = NV * V::WIDTH;
+    let from = Rows::new(&b.data()[p0 * b.row_stride() + j0..], kc, ABREAST * width, b.row_stride());
+    let mut to = RowsMut::new(panels, ABREAST * kc, width, width);
+    for p in 0..kc {
+        for panel in 0..ABREAST {
+            for v in 0..NV {
+                let part = V::load(from.slice(p, panel * width + v * V::WIDTH, V::WIDTH));
+                part.store(to.slice(panel * kc + p, v * V::WIDTH, V::WIDTH));
+            }
+        }
     }
 }
 
