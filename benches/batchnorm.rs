@@ -34,12 +34,19 @@ fn passes(criterion: &mut Criterion, [n, c]: [usize; 2]) {
     let (mut y, mut dx, mut dgamma, mut dbeta) = (zeros(n * c), zeros(n * c), zeros(c), zeros(c));
     let (running_mean, mut running_var) = (zeros(c), zeros(c));
     running_var.data_mut().fill(1.5);
-    let (mut saved, mut scratch) = (zeros(saved_len(c)), zeros(scratch_len(n, c)));
+    let (mut saved, mut scratch) = (zeros(saved_len(c)), zeros(scratch_len::<f32>(n, c, 1)));
 
     let shape = format!("{n}x{c}");
     let bytes = |tensors: u64| Throughput::Bytes(tensors * size_of_val(x.data()) as u64);
     for (activation, suffix) in [(Activation::Identity, ""), (Activation::Relu, "_relu")] {
-        let norm = BatchNorm { channels: c, gamma: Some(gamma.data()), beta: Some(beta.data()), eps: 1e-5, activation };
+        let norm = BatchNorm {
+            channels: c,
+            inner: 1,
+            gamma: Some(gamma.data()),
+            beta: Some(beta.data()),
+            eps: 1e-5,
+            activation,
+        };
         let mut group = criterion.benchmark_group(format!("batchnorm/forward{suffix}"));
         group.throughput(bytes(3));
         for isa in isas(8 * n * c) {
@@ -77,15 +84,15 @@ fn passes(criterion: &mut Criterion, [n, c]: [usize; 2]) {
     }
 
     let (gamma, beta) = (Some(gamma.data()), Some(beta.data()));
-    let norm = BatchNorm { channels: c, gamma, beta, eps: 1e-5, activation: Activation::Relu };
+    let norm = BatchNorm { channels: c, inner: 1, gamma, beta, eps: 1e-5, activation: Activation::Relu };
     let mut group = criterion.benchmark_group("batchnorm/frozen_relu");
     group.throughput(bytes(2));
     for isa in isas(4 * n * c) {
         group.bench_function(BenchmarkId::new(&shape, isa), |bencher| {
             with_isa(isa, || {
                 let statistics = (running_mean.data(), running_var.data());
-                let (y, saved) = (y.data_mut(), saved.data_mut());
-                bencher.iter(|| forward_frozen(&norm, x.data(), statistics, y, saved));
+                let (y, saved, scratch) = (y.data_mut(), saved.data_mut(), scratch.data_mut());
+                bencher.iter(|| forward_frozen(&norm, x.data(), statistics, y, saved, scratch));
             });
         });
     }

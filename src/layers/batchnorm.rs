@@ -1,4 +1,4 @@
-//! The batch normalisation layer over `[n, c]`, with PyTorch's options; see [`kernels::batchnorm`](crate::kernels::batchnorm).
+//! The batch normalisation layer over `[n, c]` and `[n, c, l]`, with PyTorch's options; see [`kernels::batchnorm`](crate::kernels::batchnorm).
 
 use super::{Layer, Parameter, ParameterMut, check_backward, check_output, expect_room};
 use crate::error::{Error, Result};
@@ -33,7 +33,7 @@ impl Default for BatchNormOptions {
 /// `running = (1 - momentum) running + momentum batch`; evaluation normalises with the running statistics.
 ///
 /// # Shapes
-/// `x`, `y`: `[n, features]`.
+/// `x`, `y`: `[n, features]` or `[n, features, l]`.
 #[derive(Debug)]
 pub struct BatchNorm1d<T> {
     features: usize,
@@ -108,15 +108,21 @@ impl<T: Element> BatchNorm1d<T> {
         self.running.as_ref().map_or(0, |r| r.batches)
     }
 
-    fn norm(&self) -> BatchNorm<'_, T> {
+    fn norm(&self, inner: usize) -> BatchNorm<'_, T> {
         BatchNorm {
             channels: self.features,
+            inner,
             gamma: self.affine.as_ref().map(|a| a.gamma.data()),
             beta: self.affine.as_ref().map(|a| a.beta.data()),
             eps: self.options.eps,
             activation: Activation::Identity,
         }
     }
+}
+
+/// Neighbouring values of a feature.
+fn inner(input: Shape) -> usize {
+    input.dims().get(2).copied().unwrap_or(1)
 }
 
 impl<T: Element> Layer<T> for BatchNorm1d<T> {
@@ -126,8 +132,11 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
 
     fn output_shape(&self, input: Shape) -> Result<Shape> {
         match input.dims() {
-            [_, features] if *features == self.features => Ok(input),
-            _ => Err(Error::shape(self.describe(), format!("[n, {}]", self.features), input)),
+            [_, features] | [_, features, _] if *features == self.features => Ok(input),
+            _ => {
+                let wanted = format!("[n, {features}] or [n, {features}, l]", features = self.features);
+                Err(Error::shape(self.describe(), wanted, input))
+            }
         }
     }
 
@@ -136,7 +145,7 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
     }
 
     fn scratch_len(&self, input: Shape) -> usize {
-        let pass = batchnorm::scratch_len(input.dims()[0], self.features);
+        let pass = batchnorm::scratch_len::<T>(input.dims()[0], self.features, inner(input));
         // Evaluation keeps its constants in scratch as well.
         pass + batchnorm::saved_len(self.features)
     }
@@ -144,12 +153,13 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
         check_output(self, x.shape(), y.shape(), scratch)?;
         let (saved, scratch) = scratch.split_at_mut(batchnorm::saved_len(self.features));
+        let norm = self.norm(inner(x.shape()));
         match &self.running {
             Some(running) => {
                 let statistics = (running.mean.data(), running.var.data());
-                batchnorm::forward_frozen(&self.norm(), x.data(), statistics, y.data(), saved)
+                batchnorm::forward_frozen(&norm, x.data(), statistics, y.data(), saved, scratch)
             }
-            None => batchnorm::forward(&self.norm(), x.data(), y.data(), saved, scratch),
+            None => batchnorm::forward(&norm, x.data(), y.data(), saved, scratch),
         }
     }
 
@@ -164,8 +174,9 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
         let needed = batchnorm::saved_len(self.features);
         expect_room(self, "saved", needed, saved.len())?;
         let saved = &mut saved[..needed];
-        batchnorm::forward(&self.norm(), x.data(), y.data(), saved, scratch)?;
-        let n = x.shape().dims()[0];
+        let inner = inner(x.shape());
+        batchnorm::forward(&self.norm(inner), x.data(), y.data(), saved, scratch)?;
+        let n = x.shape().dims()[0] * inner;
         if let Some(running) = self.running.as_mut().filter(|_| n > 0) {
             running.batches += 1;
             let momentum = self.options.momentum.unwrap_or(1.0 / running.batches as f64);
@@ -186,6 +197,7 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
         let saved = &saved[..batchnorm::saved_len(self.features)];
         let mut norm = BatchNorm {
             channels: self.features,
+            inner: inner(x.shape()),
             gamma: None,
             beta: None,
             eps: self.options.eps,

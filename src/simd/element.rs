@@ -78,6 +78,7 @@ pub trait Element:
     fn bits(self) -> u64;
 
     /// `x` as a sum of two numbers of this type, the first the nearest to `x`.
+    #[inline(always)]
     fn split(x: f64) -> (Self, Self) {
         let high = Self::from_f64(x);
         // An infinite high part has no remainder: inf - inf would be NaN.

@@ -233,6 +233,14 @@ impl<'a, T: Copy> Rows<'a, T> {
         Rows { start: self.start.wrapping_add(j), cols, ..self }
     }
 
+    /// `rows` rows from row `i` on, of `cols` columns from column `j` on.
+    #[inline(always)]
+    pub(crate) fn block(self, (i, rows): (usize, usize), (j, cols): (usize, usize)) -> Self {
+        assert!(rows > 0 && i < self.rows && rows <= self.rows - i);
+        assert!(cols > 0 && j < self.cols && cols <= self.cols - j);
+        Rows { start: self.start.wrapping_add(i * self.stride + j), rows, cols, ..self }
+    }
+
     /// `len` elements of row `i` from column `j` on.
     #[inline(always)]
     pub(crate) fn slice(&self, i: usize, j: usize, len: usize) -> &'a [T] {
@@ -439,6 +447,12 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         assert!(rows > 0 && i < self.rows && rows <= self.rows - i);
         assert!(cols > 0 && j < self.cols && cols <= self.cols - j);
         RowsMut { start: self.start.wrapping_add(i * self.stride + j), rows, cols, ..*self }
+    }
+
+    /// The same elements, to read for a while.
+    #[inline(always)]
+    pub(crate) fn read(&self) -> Rows<'_, T> {
+        Rows { start: self.start, rows: self.rows, cols: self.cols, stride: self.stride, data: PhantomData }
     }
 
     /// Asks for row `i` to be brought near, to be written soon.

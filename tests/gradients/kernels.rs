@@ -56,9 +56,9 @@ impl Fused<'_> {
     fn forward(&self, variables: &[f64], y: &mut [f64]) -> Vec<f64> {
         let (norm, x) = self.norm(variables);
         let mut saved = vec![0.0; batchnorm::saved_len(self.c)];
-        let mut scratch = vec![0.0; batchnorm::scratch_len(self.n, self.c)];
+        let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(self.n, self.c, 1)];
         match self.frozen {
-            Some(statistics) => batchnorm::forward_frozen(&norm, x, statistics, y, &mut saved).unwrap(),
+            Some(statistics) => batchnorm::forward_frozen(&norm, x, statistics, y, &mut saved, &mut scratch).unwrap(),
             None => batchnorm::forward(&norm, x, y, &mut saved, &mut scratch).unwrap(),
         }
         saved
@@ -67,7 +67,7 @@ impl Fused<'_> {
     fn backward(&self, variables: &[f64], dy: &[f64], gradient: &mut [f64]) {
         let (norm, x) = self.norm(variables);
         let saved = self.forward(variables, &mut vec![0.0; x.len()]);
-        let mut scratch = vec![0.0; batchnorm::scratch_len(self.n, self.c)];
+        let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(self.n, self.c, 1)];
         let statistics = if self.frozen.is_some() { Statistics::Frozen } else { Statistics::Batch };
         let (dx, rest) = gradient.split_at_mut(x.len());
         rest.fill(0.0);
@@ -80,7 +80,7 @@ impl Fused<'_> {
         let (x, rest) = variables.split_at(self.n * self.c);
         let (gamma, beta) = rest.split_at(self.c);
         let (gamma, beta) = (Some(gamma), Some(beta));
-        (BatchNorm { channels: self.c, gamma, beta, eps: self.eps, activation: self.activation }, x)
+        (BatchNorm { channels: self.c, inner: 1, gamma, beta, eps: self.eps, activation: self.activation }, x)
     }
 
     /// Variables at which nothing comes near the kink: a step of differences moves z by less than 1e-2.

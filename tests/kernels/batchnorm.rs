@@ -12,8 +12,11 @@ use proptest::prelude::*;
 /// One layer with a batch and an upstream gradient.
 #[derive(Clone, Debug)]
 struct Layer<T> {
+    /// Values of a channel.
     n: usize,
     c: usize,
+    /// Neighbouring values of a channel, of which `n` is a multiple: the kernel gets `[n / l, c, l]`, everyone else `[n, c]`.
+    l: usize,
     x: Vec<T>,
     dy: Vec<T>,
     gamma: Option<Vec<T>>,
@@ -51,6 +54,7 @@ impl<T: Element> Layer<T> {
         Layer {
             n,
             c,
+            l: 1,
             x,
             dy,
             gamma: (variant & 1 != 0).then_some(gamma),
@@ -62,38 +66,71 @@ impl<T: Element> Layer<T> {
 
     fn norm(&self) -> BatchNorm<'_, T> {
         let (gamma, beta) = (self.gamma.as_deref(), self.beta.as_deref());
-        BatchNorm { channels: self.c, gamma, beta, eps: self.eps, activation: self.activation }
+        BatchNorm { channels: self.c, inner: self.l, gamma, beta, eps: self.eps, activation: self.activation }
     }
 
     fn scratch(&self) -> Guarded<T> {
         // NaN, so that what is read before it is written shows.
-        Guarded::new(&vec![T::from_f64(f64::NAN); batchnorm::scratch_len(self.n, self.c)], 3)
+        Guarded::new(&vec![T::from_f64(f64::NAN); batchnorm::scratch_len::<T>(self.n / self.l, self.c, self.l)], 3)
+    }
+
+    /// The same with l values of a channel side by side.
+    fn inner(self, l: usize) -> Self {
+        assert!(self.n.is_multiple_of(l));
+        Layer { l, ..self }
+    }
+
+    /// The place of element `i` of `[n, c]` in what the kernel gets.
+    fn place(&self, i: usize) -> usize {
+        let (row, channel) = (i / self.c, i % self.c);
+        (row / self.l * self.c + channel) * self.l + row % self.l
+    }
+
+    /// `[n, c]` as the kernel gets it.
+    fn laid(&self, rows: &[T]) -> Vec<T> {
+        let mut laid = rows.to_vec();
+        for (i, &x) in rows.iter().enumerate() {
+            laid[self.place(i)] = x;
+        }
+        laid
+    }
+
+    /// What the kernel gives, as `[n, c]`.
+    fn rows(&self, laid: &[T]) -> Vec<T> {
+        (0..laid.len()).map(|i| laid[self.place(i)]).collect()
     }
 
     fn forward(&self, offset: usize) -> Forward<T> {
-        let (x, mut scratch) = (Guarded::new(&self.x, offset), self.scratch());
+        let (x, mut scratch) = (Guarded::new(&self.laid(&self.x), offset), self.scratch());
         let mut y = Guarded::unwritten(self.x.len(), (offset + 5) % 16);
         let mut saved = Guarded::unwritten(batchnorm::saved_len(self.c), (offset + 9) % 16);
         batchnorm::forward(&self.norm(), x.get(), y.get_mut(), saved.get_mut(), scratch.get_mut()).unwrap();
         y.check("batchnorm y");
         saved.check("batchnorm saved");
         scratch.check("batchnorm scratch");
-        Forward { y: y.get().to_vec(), saved: saved.get().to_vec() }
+        Forward { y: self.rows(y.get()), saved: saved.get().to_vec() }
     }
 
     fn forward_frozen(&self, running: (&[T], &[T]), offset: usize) -> Forward<T> {
-        let x = Guarded::new(&self.x, offset);
+        let (x, mut scratch) = (Guarded::new(&self.laid(&self.x), offset), self.scratch());
         let mut y = Guarded::unwritten(self.x.len(), (offset + 5) % 16);
         let mut saved = Guarded::unwritten(batchnorm::saved_len(self.c), (offset + 9) % 16);
-        batchnorm::forward_frozen(&self.norm(), x.get(), running, y.get_mut(), saved.get_mut()).unwrap();
+        let (norm, scratch) = (self.norm(), scratch.get_mut());
+        batchnorm::forward_frozen(&norm, x.get(), running, y.get_mut(), saved.get_mut(), scratch).unwrap();
         y.check("batchnorm frozen y");
         saved.check("batchnorm frozen saved");
-        Forward { y: y.get().to_vec(), saved: saved.get().to_vec() }
+        // The same over the input.
+        let (mut data, mut again) = (Guarded::new(&self.laid(&self.x), offset), saved.get().to_vec());
+        batchnorm::forward_frozen_in_place(&norm, data.get_mut(), running, &mut again, scratch).unwrap();
+        data.check("batchnorm frozen in place");
+        assert_same_bits("in place and apart", &bits(data.get()), &bits(y.get()));
+        Forward { y: self.rows(y.get()), saved: saved.get().to_vec() }
     }
 
     /// dx, dgamma and dbeta, of which those not `wanted` stay unwritten; parameter gradients are added to [`BEFORE`].
     fn backward(&self, statistics: Statistics, saved: &[T], wanted: [bool; 3], offset: usize) -> [Vec<T>; 3] {
-        let (x, dy) = (Guarded::new(&self.x, offset), Guarded::new(&self.dy, (offset + 1) % 16));
+        let (x, dy) = (self.laid(&self.x), self.laid(&self.dy));
+        let (x, mut dy) = (Guarded::new(&x, offset), Guarded::new(&dy, (offset + 1) % 16));
         let mut dx = Guarded::unwritten(self.x.len(), (offset + 2) % 16);
         let mut dgamma = Guarded::new(&vec![T::from_f64(BEFORE); self.c], (offset + 3) % 16);
         let mut dbeta = Guarded::new(&vec![T::from_f64(BEFORE); self.c], (offset + 4) % 16);
@@ -106,6 +143,14 @@ impl<T: Element> Layer<T> {
         batchnorm::backward(&self.norm(), statistics, x.get(), dy.get(), saved, gradients, scratch.get_mut());
         for (guarded, name) in [(&dx, "dx"), (&dgamma, "dgamma"), (&dbeta, "dbeta"), (&scratch, "scratch")] {
             guarded.check(&format!("batchnorm backward {name}"));
+        }
+        if wanted[0] {
+            // The same over the upstream gradient.
+            let (x, scratch) = (x.get(), scratch.get_mut());
+            batchnorm::backward_in_place(&self.norm(), statistics, x, dy.get_mut(), saved, (None, None), scratch);
+            dy.check("batchnorm backward in place");
+            assert_same_bits("in place and apart", &bits(dy.get()), &bits(dx.get()));
+            return [self.rows(dx.get()), dgamma.get().to_vec(), dbeta.get().to_vec()];
         }
         [dx.get().to_vec(), dgamma.get().to_vec(), dbeta.get().to_vec()]
     }
@@ -303,13 +348,49 @@ fn every_pass_agrees_with_the_reference<T: Element>() {
     for variant in 0..16 {
         agree(&Layer::<T>::new(variant as u64, 50, 9, variant), variant);
         agree(&Layer::<T>::new(variant as u64, 1100, 3, variant), variant);
+        agree(&Layer::<T>::new(variant as u64, 50, 9, variant).inner(25), variant);
+    }
+}
+
+/// Images, channels and values of a plane: planes shorter than a group of lanes, one off its multiples, longer than a leaf; one image
+/// and many.
+const PLANES: [(usize, usize, usize); 24] = [
+    (20, 16, 2),
+    (9, 7, 3),
+    (40, 3, 5),
+    (300, 2, 4),
+    (3, 90, 4),
+    (16, 2, 15),
+    (2, 3, 15),
+    (2, 3, 16),
+    (3, 5, 17),
+    (1, 4, 31),
+    (2, 2, 32),
+    (1, 4, 33),
+    (5, 6, 49),
+    (2, 1, 100),
+    (70, 3, 16),
+    (2, 2, 511),
+    (2, 2, 784),
+    (37, 2, 784),
+    (1, 3, 1024),
+    (1, 2, 8191),
+    (1, 1, 8192),
+    (2, 2, 8193),
+    (3, 1, 9000),
+    (1, 1, 20_000),
+];
+
+fn every_pass_agrees_with_the_reference_over_planes<T: Element>() {
+    for (i, (images, c, l)) in PLANES.into_iter().enumerate() {
+        agree(&Layer::<T>::new((i * 64 + c) as u64, images * l, c, 7 * i + 3).inner(l), i % 16);
     }
 }
 
 /// A gradient is the same bits whatever else is asked for, and what is not asked for is not written.
 fn any_subset_of_gradients_is_the_whole<T: Element>() {
-    for (variant, n, c) in [(7, 37, 19), (3, 1030, 5), (0, 6, 1)] {
-        let layer = Layer::<T>::new(1, n, c, variant);
+    for (variant, n, c, l) in [(7, 37, 19, 1), (3, 1030, 5, 1), (0, 6, 1, 1), (7, 60, 7, 20), (3, 60, 7, 3)] {
+        let layer = Layer::<T>::new(1, n, c, variant).inner(l);
         sweep::<T>(|_| {
             let saved = layer.forward(0).saved;
             for statistics in [Statistics::Batch, Statistics::Frozen] {
@@ -332,8 +413,10 @@ fn any_subset_of_gradients_is_the_whole<T: Element>() {
 
 /// Fused with ReLU is the same bits as the two kernels one after the other, in both directions.
 fn fused_relu_is_two_kernels<T: Element>() {
-    for (n, c, variant) in [(33, 17, 7), (40, 3, 4), (1100, 6, 5), (129, 32, 6)] {
-        let fused = Layer::<T>::new(2, n, c, variant);
+    for (n, c, variant, l) in
+        [(33, 17, 7, 1), (40, 3, 4, 1), (1100, 6, 5, 1), (129, 32, 6, 1), (102, 5, 7, 17), (80, 6, 5, 8)]
+    {
+        let fused = Layer::<T>::new(2, n, c, variant).inner(l);
         let plain = Layer { activation: Activation::Identity, ..fused.clone() };
         let (mean, var) = (vec![T::from_f64(0.3); c], vec![T::from_f64(2.5); c]);
         sweep::<T>(|_| {
@@ -397,21 +480,21 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// One channel of each kind.
-fn hard_statistics<T: Element>(n: usize) -> Layer<T> {
+fn hard_statistics<T: Element>(n: usize, l: usize) -> Layer<T> {
     let mut rng = Rng::new(7, "statistics");
     let mut layer = Layer::<T>::new(1, 2, KINDS.len(), 2);
     layer.x = (0..n * KINDS.len()).map(|i| T::from_f64(KINDS[i % 7].1(i / 7, n, &mut rng))).collect();
     layer.n = n;
-    layer
+    layer.inner(l)
 }
 
-fn statistics_survive_a_large_mean_in<T: Element>(n: usize, var_limit: impl Fn(Limits, f64) -> f64) {
-    let layer = hard_statistics::<T>(n);
+fn statistics_survive_a_large_mean_in<T: Element>(n: usize, l: usize, var_limit: impl Fn(Limits, f64) -> f64) {
+    let layer = hard_statistics::<T>(n, l);
     let wanted = reference::batchnorm::moments(&wide(&layer.x), layer.c);
     sweep::<T>(|isa| {
         let Forward { y, saved } = layer.forward(0);
         let saved = Saved::new(&saved, layer.c);
-        println!("{} on {isa}, n = {n}: relative error of var, error of mean in sigma", T::NAME);
+        println!("{} on {isa}, n = {n}, {l} side by side: relative error of var, error of mean in sigma", T::NAME);
         for (j, (name, _)) in KINDS.iter().enumerate() {
             let (mean, var) = (wanted.mean[j], wanted.var[j]);
             if var == 0.0 {
@@ -434,12 +517,14 @@ fn statistics_survive_a_large_mean_in<T: Element>(n: usize, var_limit: impl Fn(L
 /// In f32 over a million rows: better than the bound, which a single chain of additions would miss by orders of magnitude.
 #[test]
 fn statistics_of_a_million_rows_in_f32() {
-    statistics_survive_a_large_mean_in::<f32>(1 << 20, |_, _| 1e-6);
+    for l in [1, 8, 256, 1 << 14] {
+        statistics_survive_a_large_mean_in::<f32>(1 << 20, l, |_, _| 1e-6);
+    }
 }
 
 fn statistics_survive_a_large_mean<T: Element>() {
-    for n in [100, 1000, 5000, 100_000] {
-        statistics_survive_a_large_mean_in::<T>(n, |limits, var| limits.var / var);
+    for (n, l) in [(100, 1), (1000, 1), (5000, 1), (100_000, 1), (100, 10), (100, 50), (1000, 1000), (90_000, 30_000)] {
+        statistics_survive_a_large_mean_in::<T>(n, l, |limits, var| limits.var / var);
     }
 }
 
@@ -462,8 +547,25 @@ fn constant_channels_are_exact<T: Element>() {
     let largest = if T::NAME == "f32" { f64::from(f32::MAX) } else { f64::MAX };
     for value in [0.1, 1e7 + 3.0, -1e30, 1e-40, largest, 0.0] {
         let value = T::from_f64(value);
-        for n in [2, 3, 15, 16, 17, 100, 1024, 1040, 3001] {
-            let mut layer = Layer::<T>::new(n as u64, n, 5, 3);
+        for (n, l) in [
+            (2, 1),
+            (3, 1),
+            (15, 1),
+            (16, 1),
+            (17, 1),
+            (100, 1),
+            (1024, 1),
+            (1040, 1),
+            (3001, 1),
+            (15, 3),
+            (100, 10),
+            (34, 17),
+            (98, 49),
+            (3001, 3001),
+            (9000, 9000),
+            (1600, 16),
+        ] {
+            let mut layer = Layer::<T>::new(n as u64, n, 5, 3).inner(l);
             layer.x.fill(value);
             sweep::<T>(|_| {
                 let Forward { y, saved } = layer.forward(0);
@@ -483,9 +585,13 @@ fn constant_channels_are_exact<T: Element>() {
 /// Pairs `mean + d, mean - d` with a mean that is a power of two and a `d` of few bits (0 at the start of every leaf, whose first
 /// value may be the shift): every sum in any order is exact, so mean and variance are the reference's, bit for bit.
 fn pairs_around_a_power_of_two_are_exact<T: Element>() {
-    for n in [2, 4, 8, 14, 16, 18, 30, 32, 34, 48, 62, 1008, 1022, 1024, 1026, 1040, 2048, 2078, 4096, 5002] {
+    for (n, l) in [2, 4, 8, 14, 16, 18, 30, 32, 34, 48, 62, 1008, 1022, 1024, 1026, 1040, 2048, 2078, 4096, 5002]
+        .map(|n| (n, 1))
+        .into_iter()
+        .chain([(16, 2), (60, 4), (36, 18), (98, 98), (980, 98), (5002, 5002), (20_000, 10_000)])
+    {
         for c in [1, 3, 17] {
-            let mut layer = Layer::<T>::new(1, n, c, 0);
+            let mut layer = Layer::<T>::new(1, n, c, 0).inner(l);
             for i in 0..n {
                 for j in 0..c {
                     let mean = [1.0, -4.0, 64.0][j % 3];
@@ -511,8 +617,10 @@ fn pairs_around_a_power_of_two_are_exact<T: Element>() {
 fn squares_that_overflow_are_repaired<T: Element>() {
     let exponent = if T::NAME == "f32" { 100 } else { 997 };
     let up = 2f64.powi(exponent);
-    for (n, c, variant) in [(40, 5, 3), (33, 17, 7), (1500, 3, 0)] {
-        let mut layer = Layer::<T>::new(3, n, c, variant);
+    for (n, c, variant, l) in
+        [(40, 5, 3, 1), (33, 17, 7, 1), (1500, 3, 0, 1), (100, 5, 3, 25), (1500, 3, 0, 300), (40, 3, 0, 5)]
+    {
+        let mut layer = Layer::<T>::new(3, n, c, variant).inner(l);
         layer.eps = 1e-5;
         // Only every second channel is huge; its neighbours must not notice.
         let ordinary = layer.clone();
@@ -572,9 +680,20 @@ fn squares_that_overflow_are_repaired<T: Element>() {
 
 /// Each lane position poisoned in turn: the other channels do not change by a bit.
 fn what_is_not_finite_stays_in_its_channel<T: Element>() {
-    for (n, c) in [(40, 1), (21, 3), (33, 8), (18, 16), (35, 17), (1030, 5)] {
+    for (n, c, l) in [
+        (40, 1, 1),
+        (21, 3, 1),
+        (33, 8, 1),
+        (18, 16, 1),
+        (35, 17, 1),
+        (1030, 5, 1),
+        (40, 3, 4),
+        (34, 5, 17),
+        (64, 4, 32),
+        (20, 3, 2),
+    ] {
         for (turn, bad) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].into_iter().enumerate() {
-            let clean = Layer::<T>::new(5, n, c, [3, 7, 4][turn]);
+            let clean = Layer::<T>::new(5, n, c, [3, 7, 4][turn]).inner(l);
             sweep::<T>(|_| {
                 let expected = clean.forward(0);
                 let gradients = clean.backward(Statistics::Batch, &expected.saved, ALL, 0);
@@ -618,7 +737,7 @@ fn refusals_come_before_any_write<T: Element>() {
         let refused = |layer: &Layer<T>, wanted: &str| {
             let mut y = Guarded::unwritten(layer.x.len(), 0);
             let mut saved = Guarded::unwritten(batchnorm::saved_len(layer.c), 0);
-            let mut scratch = Guarded::unwritten(batchnorm::scratch_len(layer.n, layer.c), 0);
+            let mut scratch = Guarded::unwritten(batchnorm::scratch_len::<T>(layer.n / layer.l, layer.c, layer.l), 0);
             let result = batchnorm::forward(&layer.norm(), &layer.x, y.get_mut(), saved.get_mut(), scratch.get_mut());
             let text = result.unwrap_err().to_string();
             assert!(text.contains(wanted), "{text}");
@@ -635,7 +754,9 @@ fn refusals_come_before_any_write<T: Element>() {
             let layer = Layer::<T> { eps, ..Layer::new(1, 6, 4, 7) };
             let mut y = Guarded::unwritten(layer.x.len(), 0);
             let mut saved = Guarded::unwritten(batchnorm::saved_len(4), 0);
-            let result = batchnorm::forward_frozen(&layer.norm(), &layer.x, (mean, var), y.get_mut(), saved.get_mut());
+            let (norm, mut scratch) = (layer.norm(), layer.scratch());
+            let (y_data, scratch) = (y.get_mut(), scratch.get_mut());
+            let result = batchnorm::forward_frozen(&norm, &layer.x, (mean, var), y_data, saved.get_mut(), scratch);
             match result {
                 Ok(()) => assert!(wanted.is_empty(), "eps {eps}, var {var:?}: not refused"),
                 Err(e) => {
@@ -657,14 +778,14 @@ fn refusals_come_before_any_write<T: Element>() {
     });
     let one = Layer::<T>::new(1, 1, 4, 0);
     let (mut y, mut saved) = ([T::ZERO; 4], vec![T::ZERO; 32]);
-    let result = batchnorm::forward(&one.norm(), &one.x, &mut y, &mut saved, &mut [T::ZERO; 20]);
+    let result = batchnorm::forward(&one.norm(), &one.x, &mut y, &mut saved, &mut [T::ZERO; 48]);
     assert!(matches!(result, Err(Error::OneValuePerChannel { channels: 4 })));
 }
 
 /// No rows: nothing but zeroed statistics. No channels: nothing at all.
 fn empty_batches_do_nothing<T: Element>() {
-    for (n, c) in [(0, 4), (0, 0), (5, 0)] {
-        let layer = Layer::<T>::new(1, n, c, 3);
+    for (n, c, l) in [(0, 4, 1), (0, 0, 1), (5, 0, 1), (0, 4, 20), (60, 0, 20)] {
+        let layer = Layer::<T>::new(1, n, c, 3).inner(l);
         sweep::<T>(|_| {
             let Forward { y, saved } = layer.forward(1);
             assert!(y.is_empty() && saved.iter().all(|s| s.to_f64() == 0.0));
@@ -722,20 +843,24 @@ fn everything<T: Element>(layer: &Layer<T>, offset: usize) -> Vec<u64> {
 }
 
 fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
-    for (n, c, variant) in [(3000, 19, 7), (260, 33, 3), (2049, 1, 6)] {
-        let layer = Layer::<T>::new(11, n, c, variant);
+    for (n, c, variant, l) in
+        [(3000, 19, 7, 1), (260, 33, 3, 1), (2049, 1, 6, 1), (3000, 5, 7, 60), (2000, 6, 3, 8), (20_000, 2, 7, 10_000)]
+    {
+        let layer = Layer::<T>::new(11, n, c, variant).inner(l);
         same_bits_everywhere::<T>(|| everything(&layer, 0));
     }
 }
 
 fn offsets_do_not_change_bits<T: Element>() {
-    let layer = Layer::<T>::new(12, 35, 21, 7);
-    sweep::<T>(|_| {
-        let aligned = everything(&layer, 0);
-        for offset in 1..16 {
-            assert_same_bits(&format!("offset {offset} and none"), &everything(&layer, offset), &aligned);
-        }
-    });
+    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7)] {
+        let layer = Layer::<T>::new(12, n, c, 7).inner(l);
+        sweep::<T>(|_| {
+            let aligned = everything(&layer, 0);
+            for offset in 1..16 {
+                assert_same_bits(&format!("offset {offset} and none"), &everything(&layer, offset), &aligned);
+            }
+        });
+    }
 }
 
 /// PyTorch's numbers, computed in f64 from the same decimal inputs.
@@ -746,6 +871,7 @@ fn golden_values_are_met<T: Element>() {
     let layer = Layer::<T> {
         n: 5,
         c: 3,
+        l: 1,
         x: narrow(&BN_X1),
         dy: narrow(&BN_DY),
         gamma: Some(gamma.to_vec()),
@@ -768,6 +894,7 @@ fn golden_values_are_met<T: Element>() {
 
 in_both_types!(
     every_pass_agrees_with_the_reference,
+    every_pass_agrees_with_the_reference_over_planes,
     any_subset_of_gradients_is_the_whole,
     fused_relu_is_two_kernels,
     the_mask_has_the_bits_of_the_forward_pass,
@@ -798,5 +925,18 @@ proptest! {
     ) {
         agree(&Layer::<f32>::new(seed, n, c, variant), offset);
         agree(&Layer::<f64>::new(seed, n, c, variant), offset);
+    }
+
+    #[test]
+    fn any_layer_of_planes_agrees_with_the_reference(
+        images in 1..12usize,
+        c in 1..12usize,
+        l in prop_oneof![2..70usize, 70..700usize],
+        variant in 0..16usize,
+        offset in 0..16usize,
+        seed: u64,
+    ) {
+        agree(&Layer::<f32>::new(seed, images * l, c, variant).inner(l), offset);
+        agree(&Layer::<f64>::new(seed, images * l, c, variant).inner(l), offset);
     }
 }

@@ -1,52 +1,188 @@
 //! The normalisation itself: one subtraction and one multiply-add an element.
 
-use super::{BatchNorm, ROWS, Saved};
+use super::map::{self, Apart, InPlace, Map, Values};
+use super::shape::{Grid, Planes};
+use super::sums::PerColumn;
+use super::{BatchNorm, Constants, Moments, ROWS, ROWS_OF_SAVED, statistics};
 use crate::kernels::Activation;
-use crate::parallel::{self, Blocks, BlocksMut, Cost};
-use crate::simd::{Element, Isa, Kernel, Lanes};
+use crate::parallel::{self, Blocks, BlocksMut, Cost, Split};
+use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
 
-/// `y = act(fma(x - mean_hi, a, b))`.
-pub(super) fn apply<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], y: &mut [T], saved: &Saved<'_, T>) {
-    let c = norm.channels;
-    if x.is_empty() {
-        return;
+/// `y = fma(x - mean_hi, a, b)`, and ReLU.
+#[derive(Clone, Copy)]
+struct Normalise<P, const RELU: bool>(Constants<P>);
+
+/// The same, for a block.
+struct NormaliseLanes<V, const RELU: bool>(Constants<V>);
+
+impl<V: Lanes, P: PerColumn<V>, const RELU: bool> Map<V> for Normalise<P, RELU> {
+    type Values = NormaliseLanes<V, RELU>;
+
+    #[inline(always)]
+    fn block(&self, _: (usize, usize), (j, cols): (usize, usize)) -> Self::Values {
+        NormaliseLanes(self.0.at(j, cols.min(V::WIDTH)))
     }
+}
+
+impl<V: Lanes, const RELU: bool> Values<V> for NormaliseLanes<V, RELU> {
+    #[inline(always)]
+    fn at(&self, _: usize, _: usize, _: usize, x: V) -> V {
+        let z = (x - self.0.mean).mul_add(self.0.a, self.0.b);
+        if RELU { z.gated(z) } else { z }
+    }
+}
+
+/// The parts of so many elements in rows of `cols`: first element, rows and columns of the whole rows, and of what is left.
+pub(super) fn parts(len: usize, cols: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let (rows, rest) = (len / cols, len % cols);
+    [(0, rows, cols), (rows * cols, 1, rest)].into_iter().filter(|&(_, rows, cols)| rows > 0 && cols > 0)
+}
+
+/// Normalises by rows; without `x` over `y`.
+pub(super) fn by_rows<T: Element>(
+    x: Option<&[T]>,
+    y: &mut [T],
+    grid: Grid,
+    constants: Constants<&[T]>,
+    activation: Activation,
+) {
     let isa = Isa::current();
-    let activation = norm.activation;
-    let cost = Cost { flops: 3 * x.len(), bytes: 2 * size_of_val(x) };
-    let tasks = (x.len() / c).div_ceil(ROWS);
-    let work = (Blocks { data: x, block: ROWS * c }, BlocksMut { data: y, block: ROWS * c });
+    let (cols, block) = (grid.cols, ROWS * grid.cols);
+    let cost = Cost { flops: 3 * y.len(), bytes: 2 * size_of_val(y) };
+    let tasks = y.len().div_ceil(block);
+    let work = (x.map(|data| Blocks { data, block }), BlocksMut { data: y, block });
     parallel::for_each(tasks, cost, work, |_, (x, y)| {
-        isa.run(Apply { x: x.data, y: y.data, c, saved, activation });
+        isa.run(ApplyRows { x: x.map(|x| x.data), y: y.data, cols, constants, activation });
     });
 }
 
-struct Apply<'a, T> {
-    x: &'a [T],
+struct ApplyRows<'a, T> {
+    x: Option<&'a [T]>,
     y: &'a mut [T],
-    c: usize,
-    saved: &'a Saved<'a, T>,
+    cols: usize,
+    constants: Constants<&'a [T]>,
     activation: Activation,
 }
 
-impl<T: Element> Kernel<T> for Apply<'_, T> {
+impl<T: Element> Kernel<T> for ApplyRows<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let c = self.c;
-        for j in (0..c).step_by(V::WIDTH) {
-            let width = V::WIDTH.min(c - j);
-            let mean = V::load_up_to(&self.saved.mean_hi()[j..]);
-            let (a, b) = (V::load_up_to(&self.saved.a()[j..]), V::load_up_to(&self.saved.b()[j..]));
-            for start in (j..self.x.len()).step_by(c) {
-                let z = (V::load_up_to(&self.x[start..start + width]) - mean).mul_add(a, b);
-                let y = match self.activation {
-                    Activation::Identity => z,
-                    Activation::Relu => z.gated(z),
-                };
-                y.store_up_to(&mut self.y[start..start + width]);
+        for (start, rows, cols) in parts(self.y.len(), self.cols) {
+            let to = RowsMut::new(&mut self.y[start..], rows, cols, cols);
+            let from = self.x.map(|x| Rows::new(&x[start..], rows, cols, cols));
+            let (c, shape) = (self.constants, (rows, cols));
+            match (self.activation, from) {
+                (Activation::Identity, Some(from)) => {
+                    map::down::<V, _>(Normalise::<_, false>(c), shape, Apart { from, to })
+                }
+                (Activation::Identity, None) => map::down::<V, _>(Normalise::<_, false>(c), shape, InPlace(to)),
+                (Activation::Relu, Some(from)) => map::down::<V, _>(Normalise::<_, true>(c), shape, Apart { from, to }),
+                (Activation::Relu, None) => map::down::<V, _>(Normalise::<_, true>(c), shape, InPlace(to)),
             }
+        }
+    }
+}
+
+/// Columns of a matrix, some for each channel.
+pub(super) struct Channels<'a, T> {
+    pub(super) cells: CellsMut<'a, T>,
+    /// Columns of a channel.
+    pub(super) width: usize,
+}
+
+impl<T: Element> Split for Channels<'_, T> {
+    fn split(self, at: usize) -> (Self, Self) {
+        let (a, b) = self.cells.split_cols(at * self.width);
+        (Channels { cells: a, width: self.width }, Channels { cells: b, width: self.width })
+    }
+}
+
+/// Which statistics planes are normalised by.
+pub(super) enum Given<'a, T> {
+    /// The batch's own, which come first, and are saved.
+    Nothing { saved: &'a mut [T], scratch: &'a mut [T] },
+    /// Those of these constants.
+    Constants(Constants<&'a [T]>),
+}
+
+/// Normalises planes, channel by channel; without `x` over `y`, if the statistics are given.
+pub(super) fn by_planes<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    x: Option<&[T]>,
+    y: &mut [T],
+    planes: Planes,
+    given: Given<'_, T>,
+) {
+    let isa = Isa::current();
+    let (n, c, l) = (planes.shape.n, planes.shape.c, planes.shape.l);
+    let cost = Cost { flops: 6 * y.len(), bytes: 3 * size_of_val(y) };
+    let y = Channels { cells: CellsMut::new(y, (n, c * l), (c * l, 1)), width: l };
+    let (constants, own) = match given {
+        Given::Constants(constants) => (Some(constants), None),
+        Given::Nothing { saved, scratch } => {
+            let saved = Channels { cells: CellsMut::new(saved, (ROWS_OF_SAVED, c), (c, 1)), width: 1 };
+            let slot = statistics::PARTS_OF_LEAF * planes.leaf_count();
+            (None, Some((saved, BlocksMut { data: scratch, block: slot })))
+        }
+    };
+    parallel::for_each(c, cost, (y, own), |channel, (y, own)| {
+        let x = x.map(|x| Rows::new(&x[channel * l..], n, l, planes.stride()));
+        let constants = match (constants, x, own) {
+            (Some(constants), _, _) => constants.of(channel),
+            (None, Some(x), Some((mut saved, parts))) => {
+                let moments = isa.run(ChannelMoments { x, planes, eps: norm.eps, parts: parts.data });
+                let all = norm.constants(channel, moments);
+                for (row, value) in all.into_iter().enumerate() {
+                    *saved.cells.at(row, 0) = value;
+                }
+                Constants { mean: all[0], a: all[2], b: all[3] }
+            }
+            _ => unreachable!("a batch's own statistics are not taken in place"),
+        };
+        isa.run(ApplyPlanes { x, y: y.cells, planes, constants, activation: norm.activation });
+    });
+}
+
+struct ChannelMoments<'a, T> {
+    x: Rows<'a, T>,
+    planes: Planes,
+    eps: f64,
+    parts: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for ChannelMoments<'_, T> {
+    type Output = Moments;
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) -> Moments {
+        statistics::of_channel::<V>(self.x, self.planes, self.eps, self.parts)
+    }
+}
+
+struct ApplyPlanes<'a, T> {
+    x: Option<Rows<'a, T>>,
+    y: CellsMut<'a, T>,
+    planes: Planes,
+    constants: Constants<T>,
+    activation: Activation,
+}
+
+impl<T: Element> Kernel<T> for ApplyPlanes<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let shape = (self.planes.shape.n, self.planes.shape.l);
+        let (c, to) = (self.constants.same(), self.y.into_rows());
+        match (self.activation, self.x) {
+            (Activation::Identity, Some(from)) => {
+                map::along::<V, _>(Normalise::<_, false>(c), shape, Apart { from, to })
+            }
+            (Activation::Identity, None) => map::along::<V, _>(Normalise::<_, false>(c), shape, InPlace(to)),
+            (Activation::Relu, Some(from)) => map::along::<V, _>(Normalise::<_, true>(c), shape, Apart { from, to }),
+            (Activation::Relu, None) => map::along::<V, _>(Normalise::<_, true>(c), shape, InPlace(to)),
         }
     }
 }

@@ -1,226 +1,532 @@
 //! The two passes of the backward step: sums per channel, then the input gradient.
 
-use super::{BatchNorm, LEAF, ROWS, Saved};
+use super::apply::{Channels, parts};
+use super::map::{self, Apart, InPlace, Map, Values};
+use super::shape::{Grid, Leaf, Planes, widen};
+use super::sums::{self, PerColumn, Same, Source, Terms};
+use super::{ABREAST, BatchNorm, Constants, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
 use crate::parallel::{self, Blocks, BlocksMut, Cost};
-use crate::simd::{Element, Isa, Kernel, Lanes};
+use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
 
-/// Rows in a tile of partial sums.
-const TILE: usize = 16;
+/// Rows of scratch for each leaf of a grid: both sums, and work space.
+pub(super) const ROWS_OF_LEAF: usize = 4;
+/// Numbers that pass 2 needs of a column besides mean, a and b.
+pub(super) const ROWS_OF_SLOPES: usize = 4;
 
-/// Pass 1: for each leaf two rows of c in `partial`, the sums of dz and of dz (x - mean_hi).
-///
-/// Per lane: 16 rows in a chain, tiles one after another, so at most 16 + 64 roundings before f64 takes over.
-pub(super) fn sums<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], dy: &[T], saved: &Saved<'_, T>, partial: &mut [T]) {
-    let c = norm.channels;
-    if x.is_empty() {
-        return;
+/// dz, with the forward's own operations, so that the mask has its bits; and `t = x - mean_hi`.
+#[inline(always)]
+fn masked<V: Lanes, const RELU: bool>(constants: &Constants<V>, x: V, dy: V) -> (V, V) {
+    let t = x - constants.mean;
+    (if RELU { dy.gated(t.mul_add(constants.a, constants.b)) } else { dy }, t)
+}
+
+/// dz and t, to be summed.
+#[derive(Clone, Copy)]
+struct Upstream<'a, T, P, const RELU: bool> {
+    x: Rows<'a, T>,
+    dy: Rows<'a, T>,
+    constants: Constants<P>,
+}
+
+struct UpstreamTerms<'a, V: Lanes, const RELU: bool> {
+    x: Rows<'a, V::Elem>,
+    dy: Rows<'a, V::Elem>,
+    constants: Constants<V>,
+}
+
+impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool> Source<V> for Upstream<'a, V::Elem, P, RELU> {
+    type Terms = UpstreamTerms<'a, V, RELU>;
+
+    #[inline(always)]
+    fn block(&self, rows: (usize, usize), cols: (usize, usize)) -> Self::Terms {
+        let constants = self.constants.at(cols.0, cols.1.min(V::WIDTH));
+        UpstreamTerms { x: self.x.block(rows, cols), dy: self.dy.block(rows, cols), constants }
     }
+}
+
+impl<V: Lanes, const RELU: bool> Terms<V> for UpstreamTerms<'_, V, RELU> {
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize, len: usize) -> (V, V) {
+        let (x, dy) = (V::load_up_to(self.x.slice(i, j, len)), V::load_up_to(self.dy.slice(i, j, len)));
+        masked::<V, RELU>(&self.constants, x, dy)
+    }
+}
+
+/// Sums of dz and of dz (x - mean) of one channel.
+#[derive(Clone, Copy)]
+struct Sums {
+    dz: f64,
+    dzt: f64,
+}
+
+/// Pass 1 by rows: for each leaf [`ROWS_OF_LEAF`] rows in `partial`.
+pub(super) fn sums_by_rows<T: Element>(
+    x: &[T],
+    dy: &[T],
+    grid: Grid,
+    constants: Constants<&[T]>,
+    activation: Activation,
+    partial: &mut [T],
+) {
     let isa = Isa::current();
-    let activation = norm.activation;
-    let leaves = (x.len() / c).div_ceil(LEAF);
     let cost = Cost { flops: 5 * x.len(), bytes: 2 * size_of_val(x) };
-    let inputs = (Blocks { data: x, block: LEAF * c }, Blocks { data: dy, block: LEAF * c });
-    let work = (inputs, BlocksMut { data: &mut partial[..2 * leaves * c], block: 2 * c });
-    parallel::for_each(leaves, cost, work, |_, ((x, dy), partial)| {
-        isa.run(Sums { rows: Rows { x: x.data, dy: dy.data, c, saved, activation }, partial: partial.data });
+    let work = BlocksMut { data: partial, block: ROWS_OF_LEAF * grid.cols };
+    parallel::for_each(grid.leaves(), cost, work, |i, partial| {
+        let leaf = grid.leaf(i);
+        let (x, dy) = (&x[leaf.start..], &dy[leaf.start..]);
+        isa.run(LeafSums { x, dy, leaf, constants, activation, partial: partial.data });
     });
 }
 
-/// Two tensors, what was saved, and the ReLU mask recomputed.
-#[derive(Clone, Copy)]
-struct Rows<'a, T> {
+/// What [`sums_by_rows`] left, as the gradients of gamma and beta and as what pass 2 needs of each column.
+pub(super) struct Finish<'a, 'b, T> {
+    pub(super) grid: Grid,
+    /// Values of a channel.
+    pub(super) count: usize,
+    pub(super) saved: &'a Saved<'b, T>,
+    pub(super) partial: &'a [T],
+    pub(super) dgamma: Option<&'a mut [T]>,
+    pub(super) dbeta: Option<&'a mut [T]>,
+    /// [`ROWS_OF_SLOPES`] rows of the grid's columns, if wanted.
+    pub(super) slopes: Option<&'a mut [T]>,
+}
+
+impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
+    /// Whether any channel's k is out of range.
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) -> bool {
+        let Finish { grid, count, saved, partial, mut dgamma, mut dbeta, mut slopes } = self;
+        let channels = saved.rows[0].len();
+        let mut any_scaled = false;
+        for first in (0..channels).step_by(ABREAST) {
+            let len = ABREAST.min(channels - first);
+            let of = |row: usize| widen(&saved.rows[row][first..][..len]);
+            let (mean_lo, a, rstd_hi, rstd_lo) = (of(1), of(2), of(4), of(5));
+            let (mut dz, mut dzt) = ([0.0; ABREAST], [0.0; ABREAST]);
+            for i in 0..grid.leaves() {
+                let (leaf, slot) = (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
+                let leaf_dz = grid.all_columns(&slot[..leaf.cols], first, len);
+                let leaf_dzt = grid.all_columns(&slot[leaf.cols..][..leaf.cols], first, len);
+                for k in 0..ABREAST {
+                    dz[k] += leaf_dz[k];
+                    dzt[k] += leaf_dzt[k];
+                }
+            }
+            let mut all = [Slopes { first: T::ZERO, second: T::ZERO, is_scaled: T::ZERO, rstd: T::ZERO }; ABREAST];
+            let (mut of_gamma, mut of_beta) = ([0.0; ABREAST], [0.0; ABREAST]);
+            for k in 0..ABREAST {
+                let rstd = rstd_hi[k] + rstd_lo[k];
+                let sums = Sums { dz: dz[k], dzt: dzt[k] - mean_lo[k] * dz[k] };
+                (of_gamma[k], of_beta[k]) = (rstd * sums.dzt, sums.dz);
+                all[k] = Slopes::new((a[k], mean_lo[k], rstd), count, sums);
+            }
+            for (parameter, of) in [(&mut dgamma, of_gamma), (&mut dbeta, of_beta)] {
+                if let Some(parameter) = parameter {
+                    for (out, more) in parameter[first..][..len].iter_mut().zip(of) {
+                        *out = T::from_f64(out.to_f64() + more);
+                    }
+                }
+            }
+            if let Some(slopes) = &mut slopes {
+                for k in 0..len {
+                    any_scaled |= all[k].is_scaled != T::ZERO;
+                    let rows = [all[k].first, all[k].second, all[k].is_scaled, all[k].rstd];
+                    for j in grid.columns_of(first + k, grid.cols) {
+                        for row in 0..ROWS_OF_SLOPES {
+                            slopes[row * grid.cols + j] = rows[row];
+                        }
+                    }
+                }
+            }
+        }
+        any_scaled
+    }
+}
+
+struct LeafSums<'a, T> {
     x: &'a [T],
     dy: &'a [T],
-    c: usize,
-    saved: &'a Saved<'a, T>,
+    leaf: Leaf,
+    constants: Constants<&'a [T]>,
     activation: Activation,
-}
-
-/// The constants of a vector of channels.
-#[derive(Clone, Copy)]
-struct Constants<V> {
-    mean: V,
-    a: V,
-    b: V,
-    width: usize,
-}
-
-impl<T: Element> Rows<'_, T> {
-    #[inline(always)]
-    fn constants<V: Lanes<Elem = T>>(&self, j: usize) -> Constants<V> {
-        Constants {
-            mean: V::load_up_to(&self.saved.mean_hi()[j..]),
-            a: V::load_up_to(&self.saved.a()[j..]),
-            b: V::load_up_to(&self.saved.b()[j..]),
-            width: V::WIDTH.min(self.c - j),
-        }
-    }
-
-    /// `t = x - mean_hi` and dz of the vector at `start`: the forward's own operations, so the mask has its bits.
-    #[inline(always)]
-    fn at<V: Lanes<Elem = T>>(&self, start: usize, constants: Constants<V>) -> (V, V) {
-        let range = start..start + constants.width;
-        let t = V::load_up_to(&self.x[range.clone()]) - constants.mean;
-        let dy = V::load_up_to(&self.dy[range]);
-        let dz = match self.activation {
-            Activation::Identity => dy,
-            Activation::Relu => dy.gated(t.mul_add(constants.a, constants.b)),
-        };
-        (t, dz)
-    }
-}
-
-struct Sums<'a, T> {
-    rows: Rows<'a, T>,
     partial: &'a mut [T],
 }
 
-impl<T: Element> Kernel<T> for Sums<'_, T> {
+impl<T: Element> Kernel<T> for LeafSums<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let c = self.rows.c;
-        let n = self.rows.x.len() / c;
-        let (sums_dz, sums_dzt) = self.partial.split_at_mut(c);
-        for j in (0..c).step_by(V::WIDTH) {
-            let constants = self.rows.constants::<V>(j);
-            let (mut sum_dz, mut sum_dzt) = (V::zero(), V::zero());
-            for tile in (0..n).step_by(TILE) {
-                let (mut tile_dz, mut tile_dzt) = (V::zero(), V::zero());
-                for i in tile..n.min(tile + TILE) {
-                    let (t, dz) = self.rows.at(i * c + j, constants);
-                    tile_dz = tile_dz + dz;
-                    tile_dzt = dz.mul_add(t, tile_dzt);
-                }
-                sum_dz = sum_dz + tile_dz;
-                sum_dzt = sum_dzt + tile_dzt;
+        let Leaf { rows, cols, .. } = self.leaf;
+        let (x, dy) = (Rows::new(self.x, rows, cols, cols), Rows::new(self.dy, rows, cols, cols));
+        let (constants, sums) = (self.constants, &mut self.partial[..ROWS_OF_LEAF * cols]);
+        match self.activation {
+            Activation::Identity => {
+                sums::down::<V, _>(Upstream::<_, _, false> { x, dy, constants }, (rows, cols), sums);
             }
-            sum_dz.store_up_to(&mut sums_dz[j..]);
-            sum_dzt.store_up_to(&mut sums_dzt[j..]);
+            Activation::Relu => {
+                sums::down::<V, _>(Upstream::<_, _, true> { x, dy, constants }, (rows, cols), sums);
+            }
         }
     }
 }
 
-/// Leaves in `constants` what pass 2 needs of a channel besides `saved`, as three rows of c: k and shift and 0, or, where k is out
-/// of range, G and B' and 1.
-pub(super) fn save_constants<T: Element>(
-    saved: &Saved<'_, T>,
-    channel: usize,
-    n: usize,
-    dz_sum: f64,
-    dzt_sum: f64,
-    c: usize,
-    constants: &mut [T],
-) {
-    let m = n as f64;
-    let (a, mean_lo, rstd) = (saved.a()[channel].to_f64(), saved.mean_lo()[channel].to_f64(), saved.rstd(channel));
-    let k = a * rstd * rstd * dzt_sum / m;
-    // A product that is zero although no factor is has left the range of f64.
-    let vanished = k == 0.0 && a != 0.0 && dzt_sum != 0.0;
-    let direct = is_in_range::<T>(k) && !vanished;
-    let (first, second) = if direct {
-        (k, k * mean_lo - a * dz_sum / m)
-    } else {
-        let g = rstd * dzt_sum / m;
-        (g, dz_sum / m - mean_lo * rstd * g)
-    };
-    constants[channel] = T::from_f64(first);
-    constants[c + channel] = T::from_f64(second);
-    constants[2 * c + channel] = if direct { T::ZERO } else { T::ONE };
+/// What pass 2 needs of channels besides mean, a and b.
+///
+/// k and shift; or, where k is out of range, G and B', the flag set, and rstd.
+#[derive(Clone, Copy)]
+pub(super) struct Slopes<P> {
+    pub(super) first: P,
+    pub(super) second: P,
+    pub(super) is_scaled: P,
+    pub(super) rstd: P,
+}
+
+impl<P: Copy> Slopes<P> {
+    #[inline(always)]
+    fn at<V: Lanes>(self, j: usize, len: usize) -> Slopes<V>
+    where
+        P: PerColumn<V>,
+    {
+        Slopes {
+            first: self.first.at(j, len),
+            second: self.second.at(j, len),
+            is_scaled: self.is_scaled.at(j, len),
+            rstd: self.rstd.at(j, len),
+        }
+    }
+}
+
+impl<T: Element> Slopes<T> {
+    /// Of a channel of `count` values, with its a, mean_lo and rstd.
+    #[inline(always)]
+    fn new((a, mean_lo, rstd): (f64, f64, f64), count: usize, sums: Sums) -> Self {
+        let m = count as f64;
+        let Sums { dz, dzt } = sums;
+        let k = a * rstd * rstd * dzt / m;
+        // A product that is zero although no factor is has left the range of f64.
+        let vanished = k == 0.0 && a != 0.0 && dzt != 0.0;
+        let is_direct = is_in_range::<T>(k) && !vanished;
+        let (first, second) = if is_direct {
+            (k, k * mean_lo - a * dz / m)
+        } else {
+            let g = rstd * dzt / m;
+            (g, dz / m - mean_lo * rstd * g)
+        };
+        let is_scaled = if is_direct { T::ZERO } else { T::ONE };
+        Slopes { first: T::from_f64(first), second: T::from_f64(second), is_scaled, rstd: T::from_f64(rstd) }
+    }
 }
 
 /// Whether k can be represented with full precision (zero can).
+#[inline(always)]
 fn is_in_range<T: Element>(k: f64) -> bool {
     let rounded = T::from_f64(k);
     k == 0.0 || (rounded.is_finite() && T::from_f64(k.abs()) > T::LARGEST_SUBNORMAL)
 }
 
-/// Pass 2: the input gradient through batch statistics.
-pub(super) fn input<T: Element>(
-    norm: &BatchNorm<'_, T>,
-    x: &[T],
-    dy: &[T],
-    saved: &Saved<'_, T>,
-    constants: &[T],
-    dx: &mut [T],
-) {
-    write(norm, x, dy, saved, Some(constants), dx);
+/// How the input gradient depends on x.
+#[derive(Clone, Copy)]
+pub(super) enum Path<P> {
+    /// Through the mask alone: `a dz`.
+    Frozen,
+    /// Through the statistics: `fma(a, dz, fma(-k, t, shift))`.
+    Direct(Slopes<P>),
+    /// The same, in channels whose k is out of range as `a ((dz - B') - (t rstd) G)`.
+    Scaled(Slopes<P>),
 }
 
-/// The input gradient with frozen statistics: `dx = a dz`.
-pub(super) fn input_frozen<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], dy: &[T], saved: &Saved<'_, T>, dx: &mut [T]) {
-    write(norm, x, dy, saved, None, dx);
+#[derive(Clone, Copy)]
+struct Frozen<'a, T, P, const RELU: bool> {
+    x: Rows<'a, T>,
+    constants: Constants<P>,
 }
 
-fn write<T: Element>(
-    norm: &BatchNorm<'_, T>,
-    x: &[T],
-    dy: &[T],
-    saved: &Saved<'_, T>,
-    constants: Option<&[T]>,
-    dx: &mut [T],
-) {
-    let c = norm.channels;
-    if x.is_empty() {
-        return;
+struct FrozenLanes<'a, V: Lanes, const RELU: bool> {
+    x: Rows<'a, V::Elem>,
+    constants: Constants<V>,
+}
+
+impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool> Map<V> for Frozen<'a, V::Elem, P, RELU> {
+    type Values = FrozenLanes<'a, V, RELU>;
+
+    #[inline(always)]
+    fn block(&self, rows: (usize, usize), cols: (usize, usize)) -> Self::Values {
+        FrozenLanes { x: self.x.block(rows, cols), constants: self.constants.at(cols.0, cols.1.min(V::WIDTH)) }
     }
+}
+
+impl<V: Lanes, const RELU: bool> Values<V> for FrozenLanes<'_, V, RELU> {
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize, len: usize, dy: V) -> V {
+        if !RELU {
+            return self.constants.a * dy;
+        }
+        let x = V::load_up_to(self.x.slice(i, j, len));
+        self.constants.a * masked::<V, RELU>(&self.constants, x, dy).0
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Batch<'a, T, P, const RELU: bool, const SCALED: bool> {
+    x: Rows<'a, T>,
+    constants: Constants<P>,
+    slopes: Slopes<P>,
+}
+
+struct BatchLanes<'a, V: Lanes, const RELU: bool, const SCALED: bool> {
+    x: Rows<'a, V::Elem>,
+    constants: Constants<V>,
+    slopes: Slopes<V>,
+    minus_first: V,
+}
+
+impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool, const SCALED: bool> Map<V>
+    for Batch<'a, V::Elem, P, RELU, SCALED>
+{
+    type Values = BatchLanes<'a, V, RELU, SCALED>;
+
+    #[inline(always)]
+    fn block(&self, rows: (usize, usize), cols: (usize, usize)) -> Self::Values {
+        let (j, len) = (cols.0, cols.1.min(V::WIDTH));
+        let slopes = self.slopes.at(j, len);
+        let minus_first = V::zero() - slopes.first;
+        BatchLanes { x: self.x.block(rows, cols), constants: self.constants.at(j, len), slopes, minus_first }
+    }
+}
+
+impl<V: Lanes, const RELU: bool, const SCALED: bool> Values<V> for BatchLanes<'_, V, RELU, SCALED> {
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize, len: usize, dy: V) -> V {
+        let (a, slopes) = (self.constants.a, &self.slopes);
+        let (dz, t) = masked::<V, RELU>(&self.constants, V::load_up_to(self.x.slice(i, j, len)), dy);
+        let direct = a.mul_add(dz, self.minus_first.mul_add(t, slopes.second));
+        if !SCALED {
+            return direct;
+        }
+        // Both forms, and each lane takes its own, so that its neighbours do not matter.
+        let scaled = a * (t * slopes.rstd).mul_add(self.minus_first, dz - slopes.second);
+        V::select(slopes.is_scaled.le(V::zero()), direct, scaled)
+    }
+}
+
+/// Pass 2 by rows; without `dy` over `dx`.
+pub(super) fn input_by_rows<T: Element>(
+    x: &[T],
+    dy: Option<&[T]>,
+    dx: &mut [T],
+    grid: Grid,
+    constants: Constants<&[T]>,
+    path: Path<&[T]>,
+    activation: Activation,
+) {
     let isa = Isa::current();
-    let activation = norm.activation;
+    let (cols, block) = (grid.cols, ROWS * grid.cols);
     let cost = Cost { flops: 7 * x.len(), bytes: 3 * size_of_val(x) };
-    let tasks = (x.len() / c).div_ceil(ROWS);
-    let inputs = (Blocks { data: x, block: ROWS * c }, Blocks { data: dy, block: ROWS * c });
-    let work = (inputs, BlocksMut { data: dx, block: ROWS * c });
+    let tasks = x.len().div_ceil(block);
+    let work = ((Blocks { data: x, block }, dy.map(|data| Blocks { data, block })), BlocksMut { data: dx, block });
     parallel::for_each(tasks, cost, work, |_, ((x, dy), dx)| {
-        let rows = Rows { x: x.data, dy: dy.data, c, saved, activation };
-        isa.run(Input { rows, constants, dx: dx.data });
+        isa.run(InputRows { x: x.data, dy: dy.map(|dy| dy.data), dx: dx.data, cols, constants, path, activation });
     });
 }
 
-struct Input<'a, T> {
-    rows: Rows<'a, T>,
-    constants: Option<&'a [T]>,
+struct InputRows<'a, T> {
+    x: &'a [T],
+    dy: Option<&'a [T]>,
     dx: &'a mut [T],
+    cols: usize,
+    constants: Constants<&'a [T]>,
+    path: Path<&'a [T]>,
+    activation: Activation,
 }
 
-impl<T: Element> Kernel<T> for Input<'_, T> {
+impl<T: Element> Kernel<T> for InputRows<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let (rows, c) = (self.rows, self.rows.c);
-        for j in (0..c).step_by(V::WIDTH) {
-            let constants = rows.constants::<V>(j);
-            let width = constants.width;
-            let Some(channel) = self.constants else {
-                for start in (j..rows.x.len()).step_by(c) {
-                    let (_, dz) = rows.at(start, constants);
-                    (constants.a * dz).store_up_to(&mut self.dx[start..start + width]);
-                }
-                continue;
+        for (start, rows, cols) in parts(self.x.len(), self.cols) {
+            let view = |data| Rows::new(data, rows, cols, cols);
+            let data = Data {
+                x: view(&self.x[start..]),
+                dy: self.dy.map(|dy| view(&dy[start..])),
+                dx: RowsMut::new(&mut self.dx[start..], rows, cols, cols),
             };
-            let first = V::load_up_to(&channel[j..c]);
-            let second = V::load_up_to(&channel[c + j..2 * c]);
-            let minus_first = V::zero() - first;
-            let is_scaled = &channel[2 * c + j..2 * c + j + width];
-            if is_scaled.iter().all(|&s| s == T::ZERO) {
-                for start in (j..rows.x.len()).step_by(c) {
-                    let (t, dz) = rows.at(start, constants);
-                    let dx = constants.a.mul_add(dz, minus_first.mul_add(t, second));
-                    dx.store_up_to(&mut self.dx[start..start + width]);
+            data.write::<V, _, true>((rows, cols), self.constants, self.path, self.activation);
+        }
+    }
+}
+
+/// Input, upstream gradient (if it is not where the input gradient goes) and input gradient.
+struct Data<'a, T> {
+    x: Rows<'a, T>,
+    dy: Option<Rows<'a, T>>,
+    dx: RowsMut<'a, T>,
+}
+
+impl<T: Element> Data<'_, T> {
+    #[inline(always)]
+    fn write<V: Lanes<Elem = T>, P: PerColumn<V>, const DOWN: bool>(
+        self,
+        shape: (usize, usize),
+        constants: Constants<P>,
+        path: Path<P>,
+        activation: Activation,
+    ) {
+        let x = self.x;
+        match (path, activation) {
+            (Path::Frozen, Activation::Identity) => {
+                self.map::<V, _, DOWN>(Frozen::<_, _, false> { x, constants }, shape);
+            }
+            (Path::Frozen, Activation::Relu) => self.map::<V, _, DOWN>(Frozen::<_, _, true> { x, constants }, shape),
+            (Path::Direct(slopes), Activation::Identity) => {
+                self.map::<V, _, DOWN>(Batch::<_, _, false, false> { x, constants, slopes }, shape);
+            }
+            (Path::Direct(slopes), Activation::Relu) => {
+                self.map::<V, _, DOWN>(Batch::<_, _, true, false> { x, constants, slopes }, shape);
+            }
+            (Path::Scaled(slopes), Activation::Identity) => {
+                self.map::<V, _, DOWN>(Batch::<_, _, false, true> { x, constants, slopes }, shape);
+            }
+            (Path::Scaled(slopes), Activation::Relu) => {
+                self.map::<V, _, DOWN>(Batch::<_, _, true, true> { x, constants, slopes }, shape);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn map<V: Lanes<Elem = T>, M: Map<V>, const DOWN: bool>(self, map: M, shape: (usize, usize)) {
+        let to = self.dx;
+        match (self.dy, DOWN) {
+            (Some(from), true) => map::down::<V, _>(map, shape, Apart { from, to }),
+            (None, true) => map::down::<V, _>(map, shape, InPlace(to)),
+            (Some(from), false) => map::along::<V, _>(map, shape, Apart { from, to }),
+            (None, false) => map::along::<V, _>(map, shape, InPlace(to)),
+        }
+    }
+}
+
+/// Where the upstream gradient is, and where the input gradient goes.
+pub(super) enum Flow<'a, T> {
+    Apart { dy: &'a [T], dx: Option<&'a mut [T]> },
+    InPlace(&'a mut [T]),
+}
+
+impl<T> Flow<'_, T> {
+    /// The upstream gradient.
+    pub(super) fn dy(&self) -> &[T] {
+        match self {
+            Flow::Apart { dy, .. } => dy,
+            Flow::InPlace(dy) => dy,
+        }
+    }
+}
+
+/// Both passes over planes, channel by channel.
+pub(super) fn by_planes<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    statistics: Statistics,
+    planes: Planes,
+    x: &[T],
+    flow: Flow<'_, T>,
+    saved: &Saved<'_, T>,
+    (dgamma, dbeta): (Option<&mut [T]>, Option<&mut [T]>),
+) {
+    let isa = Isa::current();
+    let (n, c, l) = (planes.shape.n, planes.shape.c, planes.shape.l);
+    let cost = Cost { flops: 12 * x.len(), bytes: 5 * size_of_val(x) };
+    let (dy, dx) = match flow {
+        Flow::Apart { dy, dx } => (Some(dy), dx),
+        Flow::InPlace(dx) => (None, Some(dx)),
+    };
+    let dx = dx.map(|dx| Channels { cells: CellsMut::new(dx, (n, c * l), (c * l, 1)), width: l });
+    let each = |data| BlocksMut { data, block: 1 };
+    let work = (dx, (dgamma.map(each), dbeta.map(each)));
+    parallel::for_each(c, cost, work, |channel, (dx, (dgamma, dbeta))| {
+        isa.run(Channel {
+            statistics,
+            activation: norm.activation,
+            planes,
+            channel,
+            x: &x[channel * l..],
+            dy: dy.map(|dy| &dy[channel * l..]),
+            dx: dx.map(|dx| dx.cells),
+            saved,
+            dgamma: dgamma.map(|d| &mut d.data[0]),
+            dbeta: dbeta.map(|d| &mut d.data[0]),
+        });
+    });
+}
+
+struct Channel<'a, 'b, T> {
+    statistics: Statistics,
+    activation: Activation,
+    planes: Planes,
+    channel: usize,
+    x: &'a [T],
+    dy: Option<&'a [T]>,
+    dx: Option<CellsMut<'a, T>>,
+    saved: &'a Saved<'b, T>,
+    dgamma: Option<&'a mut T>,
+    dbeta: Option<&'a mut T>,
+}
+
+impl<T: Element> Kernel<T> for Channel<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let Channel { statistics, activation, planes, channel, saved, .. } = self;
+        let shape @ (n, l) = (planes.shape.n, planes.shape.l);
+        let view = |data| Rows::new(data, n, l, planes.stride());
+        let (x, dy, dx) = (view(self.x), self.dy.map(view), self.dx.map(CellsMut::into_rows));
+        let constants = saved.constants().of(channel).same();
+        let mut path = Path::Frozen;
+        if self.dgamma.is_some() || self.dbeta.is_some() || statistics == Statistics::Batch {
+            let mut sums = Sums { dz: 0.0, dzt: 0.0 };
+            {
+                let dy = match (&dy, &dx) {
+                    (Some(dy), _) => *dy,
+                    (None, Some(dx)) => dx.read(),
+                    (None, None) => unreachable!("an upstream gradient is somewhere"),
+                };
+                for runs in planes.leaves() {
+                    let shape = (runs.count, runs.len);
+                    let (x, dy) = (runs.of(x), runs.of(dy));
+                    let (dz, dzt) = match activation {
+                        Activation::Identity => {
+                            sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, shape)
+                        }
+                        Activation::Relu => sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, shape),
+                    };
+                    sums.dz += dz;
+                    sums.dzt += dzt;
                 }
-                continue;
             }
-            // Some lane's k is out of range: both forms, and each lane takes its own, so that its neighbours do not matter.
-            let direct = V::load_up_to(is_scaled).le(V::zero());
-            let rstd = V::load_up_to(&rows.saved.rows[4][j..]);
-            for start in (j..rows.x.len()).step_by(c) {
-                let (t, dz) = rows.at(start, constants);
-                let plain = constants.a.mul_add(dz, minus_first.mul_add(t, second));
-                let scaled = constants.a * (t * rstd).mul_add(minus_first, dz - second);
-                V::select(direct, plain, scaled).store_up_to(&mut self.dx[start..start + width]);
+            sums.dzt -= saved.mean_lo()[channel].to_f64() * sums.dz;
+            if let Some(dbeta) = self.dbeta {
+                *dbeta = T::from_f64(dbeta.to_f64() + sums.dz);
             }
+            if let Some(dgamma) = self.dgamma {
+                *dgamma = T::from_f64(dgamma.to_f64() + saved.rstd(channel) * sums.dzt);
+            }
+            if statistics == Statistics::Batch {
+                let (a, mean_lo) = (constants.a.0.to_f64(), saved.mean_lo()[channel].to_f64());
+                let of = Slopes::new((a, mean_lo, saved.rstd(channel)), n * l, sums);
+                let slopes = Slopes {
+                    first: Same(of.first),
+                    second: Same(of.second),
+                    is_scaled: Same(of.is_scaled),
+                    rstd: Same(of.rstd),
+                };
+                path = if of.is_scaled == T::ZERO { Path::Direct(slopes) } else { Path::Scaled(slopes) };
+            }
+        }
+        if let Some(dx) = dx {
+            Data { x, dy, dx }.write::<V, _, false>(shape, constants, path, activation);
         }
     }
 }

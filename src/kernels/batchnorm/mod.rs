@@ -1,8 +1,11 @@
-//! Batch normalisation over `[n, c]`, with optional ReLU: `y = act(gamma (x - mean) / sqrt(var + eps) + beta)` per channel.
+//! Batch normalisation over `[n, c, l]`, with optional ReLU: `y = act(gamma (x - mean) / sqrt(var + eps) + beta)` per channel.
+//!
+//! One shape covers every layout: `[n, c]` and images with channels innermost (NHWC) have l = 1 and a row for each pixel, images with
+//! whole planes (NCHW) have l = h w. A channel has m = n l values.
 //!
 //! # Forward
 //!
-//! Per channel, over its m = n values: mean and biased variance, then `rstd = 1 / sqrt(var + eps)` and `z = gamma x_hat + beta`
+//! Per channel, over its m values: mean and biased variance, then `rstd = 1 / sqrt(var + eps)` and `z = gamma x_hat + beta`
 //! with `x_hat = (x - mean) rstd`. The mean is kept in two parts, `mean = mean_hi + mean_lo` with mean_hi in the element type;
 //! with `a = gamma rstd` and `b = beta - a mean_lo` an element costs one subtraction and one multiply-add:
 //!
@@ -10,21 +13,32 @@
 //! z = fma(x - mean_hi, a, b)      y = z, or z where z > 0 (NaN kept) and +0 elsewhere
 //! ```
 //!
+//! # Lanes
+//!
+//! With l below 16 the lanes keep to columns of a matrix whose rows are images, or several images where one does not fill the lanes;
+//! a channel is then several columns. With a longer l they walk along the planes of one channel, which is dealt with from its
+//! statistics to its output before the next is.
+//!
 //! # Statistics
 //!
-//! Rows are cut into leaves of 1024, those into tiles of 16; the boundaries depend on the shape alone.
+//! A channel's values are cut into leaves, at boundaries that depend on the shape alone: of 1024 rows, or of some 8192 values of
+//! planes. In each leaf:
 //!
-//! 1. `K`, the mean of the leaf's first tile, is subtracted from all its values: `w = x - K`.
-//! 2. A tile is two passes over registers: `mu = sum(w) / 16` (a tree of adjacent pairs; the division is exact), then
-//!    `q = sum (w - mu)^2` in four chains.
-//! 3. Tiles of equal count n are merged pairwise, by a binary counter, with Chan's formula, whose weights are then powers of
-//!    two: `mu = mu_a + (mu_b - mu_a)/2`, `q = q_a + q_b + (mu_b - mu_a)^2 n/2`.
-//! 4. What is left at the end of a leaf (the counter's levels, largest first, and the last `n mod 16` values as one short
-//!    tile) is merged in f64 by the general formula, and so are the leaves, in order, pairwise, their means relative to the first.
+//! 1. A shift `K` near the leaf's mean: the mean of its first values (in the first 16 rows of all of the channel's columns, or the
+//!    first 16 of a plane).
+//! 2. In one pass, with `d = x - K`, both `s = sum d` and `q = sum d^2`, in chains of 16 terms, at most 8 chains, and as many of those.
+//! 3. If `s^2 / n` is more than 7/8 of q, the shift is more than sqrt(7) standard deviations away from the mean: the leaf is done
+//!    again with `K + s / n`. As the mean of 16 of the values, K is that far off for steps and slopes only.
 //!
-//! Each value is read once, nothing is divided per element, and the error does not grow with n. A constant channel has `w = 0`
-//! throughout: variance 0 and mean exact, hence `y = beta` bit for bit. Where a channel's sum of squares is not finite although
-//! its values are, the squares overflowed: that channel alone is done again in f64, scaled by a power of two.
+//! The leaves are merged in f64, with their counts n, relative to the first one's K: first the mean, as `sum (n K + s) / m`; then,
+//! with `delta = mean - K`, the squares about it, `sum (q + delta (n delta - 2 s))`. That is Chan's formula without its divisions.
+//!
+//! Each value is read once, nothing is divided per element, and the error does not grow with m. Why one pass is enough: with
+//! `kappa^2 = q / (q - s^2 / n) <= 8` the subtraction loses three bits at most, a quarter of one as a rule (K is then within a quarter
+//! of a standard deviation of the mean). Two passes over registers, as one might do without a good shift, cost 4 operations an
+//! element in place of 3. A constant channel has `d = 0` throughout: variance 0 and mean exact, hence `y = beta` bit for bit. Where a
+//! channel's sum of squares is not finite although its values are, the squares overflowed: that channel alone is done again in
+//! f64, scaled by a power of two.
 //!
 //! # Backward
 //!
@@ -54,7 +68,7 @@
 //!
 //! | argument | shape |
 //! |---|---|
-//! | `x`, `y`, `dy`, `dx` | `[n, c]`, row-major |
+//! | `x`, `y`, `dy`, `dx` | `[n, c, l]`, row-major |
 //! | `gamma`, `beta`, `dgamma`, `dbeta`, running statistics | `[c]` |
 //! | `saved` | [`saved_len`]: per channel what [`Saved`] names |
 //! | `scratch` | [`scratch_len`] elements, contents irrelevant |
@@ -63,7 +77,7 @@
 //!
 //! f64 where it is done once per leaf or channel, the element type else. With u the unit roundoff and sigma the standard
 //! deviation: `|var error| <= 32 u var + 4 u^2 mean^2`, `|mean error| <= 8 u sigma + 2^-47 |mean|` (a mean is kept in two parts of
-//! the element type). NaN or infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any
+//! the element type). The chains alone allow 32 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any
 //! number of threads and on every fused instruction set. A constant channel is exact. A channel that was done again in f64 has
 //! the error of Welford's recurrence there, about `n 2^-53` relative. The backward pass has no such second try: its sums
 //! overflow where `dy (x - mean)` over 1024 rows does.
@@ -71,31 +85,47 @@
 //! # Cost
 //!
 //! With V the bytes of one tensor: forward 2V read and 1V written, backward 4V read and 1V written; fewer where a block stays in
-//! the cache. Statistics take 4 operations an element.
+//! the cache. Statistics take 3 operations an element, the backward sums 5 with ReLU.
 //!
 //! # References
 //!
-//! Ioffe and Szegedy, arXiv 1502.03167; Chan, Golub and LeVeque, The American Statistician 37 (1983), equation 2.1; Schubert and
-//! Gertz, SSDBM 2018, for the blocked and merged form.
+//! Ioffe and Szegedy, arXiv 1502.03167; Chan, Golub and LeVeque, The American Statistician 37 (1983), equation 2.1, and on the shifted
+//! one-pass form; Schubert and Gertz, SSDBM 2018, for the blocked and merged form.
 
 mod apply;
 mod gradient;
+mod map;
+mod shape;
 mod statistics;
+mod sums;
 
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
-use crate::simd::Element;
+use crate::simd::{Element, Isa, Lanes, PerElement};
 
-pub(crate) use crate::kernels::reduce::LEAF;
+use crate::kernels::reduce::LEAF;
+use apply::Given;
+use gradient::{Finish, Flow, Path, Slopes};
+use shape::{Grid, Shape, Walk, widen};
+use sums::{PerColumn, Same};
 
+/// Rows in a tile of sums.
+const TILE: usize = 16;
 /// Rows in one task of a pass that writes rows.
 const ROWS: usize = 128;
+/// Channels whose constants are computed side by side: as many f64 as the widest vector holds.
+const ABREAST: usize = 8;
+/// Numbers saved of a channel.
+const ROWS_OF_SAVED: usize = 8;
 
 /// What a batch normalisation is made of, without its statistics.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm<'a, T> {
     /// Number of channels.
     pub channels: usize,
+    /// Neighbouring values of a channel: 1 for `[n, c]` and for images with channels innermost (NHWC), l for `[n, c, l]`, and h w for
+    /// images with whole planes (NCHW).
+    pub inner: usize,
     /// Scale of each channel; 1 if missing.
     pub gamma: Option<&'a [T]>,
     /// Shift of each channel; 0 if missing.
@@ -128,14 +158,26 @@ pub struct Gradients<'a, T> {
 
 /// Elements that a forward pass saves for the backward pass.
 pub fn saved_len(channels: usize) -> usize {
-    channels.saturating_mul(8)
+    channels.saturating_mul(ROWS_OF_SAVED)
 }
 
-/// Elements of scratch that any pass over `n` rows needs.
-pub fn scratch_len(n: usize, channels: usize) -> usize {
-    // Statistics keep 4 rows of c for each leaf; the backward pass 2 for each leaf, and 3 of constants.
-    channels.saturating_mul((4 * n.div_ceil(LEAF)).max(5))
+/// Elements of scratch that any pass over `n` images of `channels` channels of `inner` values needs; rows of `[n, c]` are images of
+/// one value a channel.
+pub fn scratch_len<T: Element>(n: usize, channels: usize, inner: usize) -> usize {
+    if n == 0 || channels == 0 || inner == 0 {
+        return 0;
+    }
+    if channels.checked_mul(inner).and_then(|image| image.checked_mul(n)).is_none() {
+        return usize::MAX;
+    }
+    match (Shape { n, c: channels, l: inner }).walk::<T>() {
+        Walk::Planes(planes) => channels.saturating_mul(statistics::PARTS_OF_LEAF * planes.leaf_count()),
+        Walk::Rows(grid) => grid.cols.saturating_mul(statistics::ROWS_OF_LEAF * grid.leaves() + ROWS_OF_CONSTANTS),
+    }
 }
+
+/// Constants of a column: mean, a and b, and what the second pass backward needs.
+const ROWS_OF_CONSTANTS: usize = 3 + gradient::ROWS_OF_SLOPES;
 
 /// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
 #[derive(Clone, Copy, Debug)]
@@ -159,20 +201,12 @@ impl<'a, T: Element> Saved<'a, T> {
         Saved { rows }
     }
 
-    fn mean_hi(&self) -> &'a [T] {
-        self.rows[0]
+    fn constants(&self) -> Constants<&'a [T]> {
+        Constants { mean: self.rows[0], a: self.rows[2], b: self.rows[3] }
     }
 
     fn mean_lo(&self) -> &'a [T] {
         self.rows[1]
-    }
-
-    fn a(&self) -> &'a [T] {
-        self.rows[2]
-    }
-
-    fn b(&self) -> &'a [T] {
-        self.rows[3]
     }
 
     /// Mean of a channel.
@@ -191,6 +225,51 @@ impl<'a, T: Element> Saved<'a, T> {
     }
 }
 
+/// mean_hi, a and b: rows of numbers for channels or columns, vectors of them, or one for all.
+#[derive(Clone, Copy)]
+struct Constants<P> {
+    mean: P,
+    a: P,
+    b: P,
+}
+
+impl<P: Copy> Constants<P> {
+    #[inline(always)]
+    fn at<V: Lanes>(self, j: usize, len: usize) -> Constants<V>
+    where
+        P: PerColumn<V>,
+    {
+        Constants { mean: self.mean.at(j, len), a: self.a.at(j, len), b: self.b.at(j, len) }
+    }
+
+    #[inline(always)]
+    fn same(self) -> Constants<Same<P>> {
+        Constants { mean: Same(self.mean), a: Same(self.a), b: Same(self.b) }
+    }
+}
+
+impl<T: Copy> Constants<&[T]> {
+    /// Those of one channel.
+    fn of(self, channel: usize) -> Constants<T> {
+        Constants { mean: self.mean[channel], a: self.a[channel], b: self.b[channel] }
+    }
+}
+
+/// Rows of numbers for channels, as rows for the columns of a grid: in `scratch`, a row for each, where those are others.
+fn spread<'a, T: Element, const N: usize>(grid: Grid, rows: [&'a [T]; N], scratch: &'a mut [T]) -> [&'a [T]; N] {
+    if grid.is_plain() {
+        return rows;
+    }
+    let mut spread = rows;
+    for (row, to) in spread.iter_mut().zip(scratch.chunks_exact_mut(grid.cols)) {
+        for (j, to) in to.iter_mut().enumerate() {
+            *to = row[grid.channel(j)];
+        }
+        *row = to;
+    }
+    spread
+}
+
 /// Moments of one channel: its mean, biased variance and reciprocal standard deviation.
 #[derive(Clone, Copy, Debug)]
 struct Moments {
@@ -199,44 +278,79 @@ struct Moments {
     rstd: f64,
 }
 
+impl Moments {
+    /// What is saved.
+    #[inline(always)]
+    fn constants<T: Element>(self, gamma: f64, beta: f64) -> [T; ROWS_OF_SAVED] {
+        let (mean_hi, mean_lo) = T::split(self.mean);
+        let a = T::from_f64(gamma * self.rstd);
+        let b = T::from_f64(beta - a.to_f64() * mean_lo.to_f64());
+        let (rstd_hi, rstd_lo) = T::split(self.rstd);
+        let (var_hi, var_lo) = T::split(self.var);
+        [mean_hi, mean_lo, a, b, rstd_hi, rstd_lo, var_hi, var_lo]
+    }
+}
+
 /// 1 / sqrt(var + eps), and 0 where that sum is 0 (a channel without spread and without eps).
+#[inline(always)]
 fn rstd(var: f64, eps: f64) -> f64 {
     let sum = var + eps;
     if sum == 0.0 { 0.0 } else { 1.0 / sum.sqrt() }
 }
 
 impl<T: Element> BatchNorm<'_, T> {
-    fn gamma(&self, channel: usize) -> f64 {
-        self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64())
+    /// What is saved of one channel.
+    fn constants(&self, channel: usize, moments: Moments) -> [T; ROWS_OF_SAVED] {
+        let gamma = self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64());
+        let beta = self.beta.map_or(0.0, |beta| beta[channel].to_f64());
+        moments.constants(gamma, beta)
     }
 
-    fn beta(&self, channel: usize) -> f64 {
-        self.beta.map_or(0.0, |beta| beta[channel].to_f64())
-    }
-
-    /// Writes one channel's constants.
     fn save(&self, channel: usize, moments: Moments, saved: &mut [T]) {
-        let c = self.channels;
-        let (mean_hi, mean_lo) = T::split(moments.mean);
-        let a = T::from_f64(self.gamma(channel) * moments.rstd);
-        let b = T::from_f64(self.beta(channel) - a.to_f64() * mean_lo.to_f64());
-        let (rstd_hi, rstd_lo) = T::split(moments.rstd);
-        let (var_hi, var_lo) = T::split(moments.var);
-        for (row, value) in [mean_hi, mean_lo, a, b, rstd_hi, rstd_lo, var_hi, var_lo].into_iter().enumerate() {
-            saved[row * c + channel] = value;
+        for (row, value) in self.constants(channel, moments).into_iter().enumerate() {
+            saved[row * self.channels + channel] = value;
         }
     }
 
-    /// Panics unless the slices have the lengths that a pass over `x` needs; returns the number of rows.
-    fn check_lengths(&self, pass: &str, x: usize, y: usize, saved: usize) -> usize {
-        let c = self.channels;
+    /// The same for `len` channels from `first` on.
+    #[inline(always)]
+    fn save_abreast(&self, first: usize, len: usize, moments: &[Moments; ABREAST], saved: &mut [T]) {
+        let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(&row[first..][..len]));
+        let (gamma, beta) = (of(self.gamma, 1.0), of(self.beta, 0.0));
+        let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SAVED];
+        for k in 0..ABREAST {
+            let constants = moments[k].constants(gamma[k], beta[k]);
+            for row in 0..ROWS_OF_SAVED {
+                rows[row][k] = constants[row];
+            }
+        }
+        for (row, to) in rows.iter().zip(saved.chunks_exact_mut(self.channels)) {
+            let to = &mut to[first..][..len];
+            if len == ABREAST {
+                to.copy_from_slice(row);
+            } else {
+                to.copy_from_slice(&row[..len]);
+            }
+        }
+    }
+
+    /// Panics unless the slices have the lengths that a pass over `x` needs; returns its shape, and whether it has elements.
+    fn check(&self, pass: &str, x: usize, y: usize, saved: usize, scratch: usize) -> (Shape, bool) {
+        let (c, l) = (self.channels, self.inner);
+        let image = c.checked_mul(l).unwrap_or_else(|| panic!("{pass}: {c} channels of {l} values"));
         assert_eq!(x, y, "{pass}: x has {x} elements, its counterpart {y}");
-        assert!(if c == 0 { x == 0 } else { x.is_multiple_of(c) }, "{pass}: {x} elements in rows of {c}");
+        assert!(
+            if image == 0 { x == 0 } else { x.is_multiple_of(image) },
+            "{pass}: {x} elements in images of {c} x {l}"
+        );
         assert_eq!(saved, saved_len(c), "{pass}: saved for {c} channels");
         for (name, part) in [("gamma", self.gamma), ("beta", self.beta)] {
             assert!(part.is_none_or(|p| p.len() == c), "{pass}: {name} has not {c} elements");
         }
-        x.checked_div(c).unwrap_or(0)
+        let n = x.checked_div(image).unwrap_or(0);
+        let needed = scratch_len::<T>(n, c, l);
+        assert!(scratch >= needed, "{pass}: {scratch} elements of scratch, {needed} needed");
+        (Shape { n, c, l }, x > 0)
     }
 
     fn check_eps(&self, least: &str, ok: bool) -> Result<()> {
@@ -250,10 +364,10 @@ impl<T: Element> BatchNorm<'_, T> {
 /// Normalises a training batch by its own statistics, and saves what the backward pass needs.
 ///
 /// # Shapes
-/// See the [module](self). For no rows nothing is written but `saved`, which is zeroed.
+/// See the [module](self). For no values nothing is written but `saved`, which is zeroed.
 ///
 /// # Errors
-/// [`Error::OneValuePerChannel`] for one row; an eps that is not finite and above 0. Nothing is written then.
+/// [`Error::OneValuePerChannel`] for one value a channel; an eps that is not finite and above 0. Nothing is written then.
 ///
 /// # Panics
 /// If lengths disagree.
@@ -261,9 +375,10 @@ impl<T: Element> BatchNorm<'_, T> {
 /// # Examples
 /// ```
 /// use evenkeel::kernels::{Activation, batchnorm};
-/// let norm = batchnorm::BatchNorm { channels: 1, gamma: None, beta: None, eps: 1e-12, activation: Activation::Relu };
+/// let norm =
+///     batchnorm::BatchNorm { channels: 1, inner: 1, gamma: None, beta: None, eps: 1e-12, activation: Activation::Relu };
 /// let mut saved = vec![0.0f64; batchnorm::saved_len(1)];
-/// let mut scratch = vec![0.0; batchnorm::scratch_len(2, 1)];
+/// let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(2, 1, 1)];
 /// let mut y = [0.0; 2];
 /// batchnorm::forward(&norm, &[3.0, 5.0], &mut y, &mut saved, &mut scratch)?;
 /// assert!(y[0] == 0.0 && (y[1] - 1.0).abs() < 1e-11);
@@ -277,22 +392,109 @@ pub fn forward<T: Element>(
     saved: &mut [T],
     scratch: &mut [T],
 ) -> Result<()> {
-    let n = norm.check_lengths("batchnorm", x.len(), y.len(), saved.len());
-    let needed = scratch_len(n, norm.channels);
-    assert!(scratch.len() >= needed, "batchnorm: {} elements of scratch, {needed} needed", scratch.len());
+    let (shape, has_values) = norm.check("batchnorm", x.len(), y.len(), saved.len(), scratch.len());
     norm.check_eps("above 0", norm.eps > 0.0)?;
-    if n == 1 {
-        return Err(Error::OneValuePerChannel { channels: norm.channels });
-    }
-    if n == 0 {
+    if !has_values {
         saved.fill(T::ZERO);
         return Ok(());
     }
-    statistics::moments(x, n, norm.channels, norm.eps, scratch, |channel, moments| {
-        norm.save(channel, moments, saved);
-    });
-    apply::apply(norm, x, y, &Saved::new(saved, norm.channels));
+    if shape.count() == 1 {
+        return Err(Error::OneValuePerChannel { channels: norm.channels });
+    }
+    T::call::<Run>(Pass::Forward { norm: *norm, shape, x, y, saved, scratch });
     Ok(())
+}
+
+/// A pass over a tensor that has elements.
+enum Pass<'a, T> {
+    Forward {
+        norm: BatchNorm<'a, T>,
+        shape: Shape,
+        x: &'a [T],
+        y: &'a mut [T],
+        saved: &'a mut [T],
+        scratch: &'a mut [T],
+    },
+    /// By what is saved already; without x over y.
+    Frozen {
+        norm: BatchNorm<'a, T>,
+        shape: Shape,
+        x: Option<&'a [T]>,
+        y: &'a mut [T],
+        saved: &'a [T],
+        scratch: &'a mut [T],
+    },
+    Backward {
+        norm: BatchNorm<'a, T>,
+        shape: Shape,
+        statistics: Statistics,
+        x: &'a [T],
+        flow: Flow<'a, T>,
+        saved: &'a [T],
+        parameters: (Option<&'a mut [T]>, Option<&'a mut [T]>),
+        scratch: &'a mut [T],
+    },
+}
+
+/// Runs a pass: compiled here, once for each type, and not again in every crate that normalises.
+struct Run;
+
+impl PerElement for Run {
+    type Args<'a, T: Element> = Pass<'a, T>;
+
+    #[inline(never)]
+    fn with_f32(pass: Pass<'_, f32>) {
+        pass.run();
+    }
+
+    #[inline(never)]
+    fn with_f64(pass: Pass<'_, f64>) {
+        pass.run();
+    }
+}
+
+impl<T: Element> Pass<'_, T> {
+    fn run(self) {
+        match self {
+            Pass::Forward { norm, shape, x, y, saved, scratch } => match shape.walk::<T>() {
+                Walk::Planes(planes) => apply::by_planes(&norm, Some(x), y, planes, Given::Nothing { saved, scratch }),
+                Walk::Rows(grid) => {
+                    statistics::by_rows(&norm, x, grid, saved, scratch);
+                    apply_rows(&norm, Some(x), y, grid, saved, scratch);
+                }
+            },
+            Pass::Frozen { norm, shape, x, y, saved, scratch } => match shape.walk::<T>() {
+                Walk::Planes(planes) => {
+                    let constants = Saved::new(saved, norm.channels).constants();
+                    apply::by_planes(&norm, x, y, planes, Given::Constants(constants));
+                }
+                Walk::Rows(grid) => apply_rows(&norm, x, y, grid, saved, scratch),
+            },
+            Pass::Backward { norm, shape, statistics, x, flow, saved, parameters, scratch } => {
+                let saved = Saved::new(saved, norm.channels);
+                match shape.walk::<T>() {
+                    Walk::Planes(planes) => gradient::by_planes(&norm, statistics, planes, x, flow, &saved, parameters),
+                    Walk::Rows(grid) => {
+                        let count = shape.count();
+                        backward_rows(&norm, statistics, (grid, count), x, flow, &saved, parameters, scratch);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn apply_rows<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    x: Option<&[T]>,
+    y: &mut [T],
+    grid: Grid,
+    saved: &[T],
+    scratch: &mut [T],
+) {
+    let Constants { mean, a, b } = Saved::new(saved, norm.channels).constants();
+    let [mean, a, b] = spread(grid, [mean, a, b], scratch);
+    apply::by_rows(x, y, grid, Constants { mean, a, b }, norm.activation);
 }
 
 /// Normalises by given statistics, and saves what [`backward`] with [`Statistics::Frozen`] needs.
@@ -308,11 +510,41 @@ pub fn forward<T: Element>(
 pub fn forward_frozen<T: Element>(
     norm: &BatchNorm<'_, T>,
     x: &[T],
+    statistics: (&[T], &[T]),
+    y: &mut [T],
+    saved: &mut [T],
+    scratch: &mut [T],
+) -> Result<()> {
+    frozen(norm, Some(x), statistics, y, saved, scratch)
+}
+
+/// [`forward_frozen`] with the result over the input: the same bits.
+///
+/// # Errors
+/// As there.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn forward_frozen_in_place<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    data: &mut [T],
+    statistics: (&[T], &[T]),
+    saved: &mut [T],
+    scratch: &mut [T],
+) -> Result<()> {
+    frozen(norm, None, statistics, data, saved, scratch)
+}
+
+fn frozen<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    x: Option<&[T]>,
     (mean, var): (&[T], &[T]),
     y: &mut [T],
     saved: &mut [T],
+    scratch: &mut [T],
 ) -> Result<()> {
-    norm.check_lengths("batchnorm", x.len(), y.len(), saved.len());
+    let inputs = x.map_or(y.len(), <[T]>::len);
+    let (shape, has_values) = norm.check("batchnorm", inputs, y.len(), saved.len(), scratch.len());
     let c = norm.channels;
     assert!(
         mean.len() == c && var.len() == c,
@@ -332,7 +564,9 @@ pub fn forward_frozen<T: Element>(
         let (mean, var) = (mean[channel].to_f64(), var[channel].to_f64());
         norm.save(channel, Moments { mean, var, rstd: rstd(var, norm.eps) }, saved);
     }
-    apply::apply(norm, x, y, &Saved::new(saved, c));
+    if has_values {
+        T::call::<Run>(Pass::Frozen { norm: *norm, shape, x, y, saved, scratch });
+    }
     Ok(())
 }
 
@@ -354,63 +588,95 @@ pub fn backward<T: Element>(
     gradients: Gradients<'_, T>,
     scratch: &mut [T],
 ) {
-    let (c, pass) = (norm.channels, "batchnorm backward");
-    let n = norm.check_lengths(pass, x.len(), dy.len(), saved.len());
     let Gradients { dx, dgamma, dbeta } = gradients;
-    assert!(dx.as_ref().is_none_or(|dx| dx.len() == x.len()), "{pass}: dx has not the {} elements of x", x.len());
+    let written = dx.as_ref().map_or(x.len(), |dx| dx.len());
+    assert_eq!(written, x.len(), "batchnorm backward: dx has not the elements of x");
+    gradients_of(norm, statistics, x, Flow::Apart { dy, dx }, saved, (dgamma, dbeta), scratch);
+}
+
+/// [`backward`] with the gradient of x over the upstream gradient: `dy` becomes dx, the same bits.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn backward_in_place<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    statistics: Statistics,
+    x: &[T],
+    dy: &mut [T],
+    saved: &[T],
+    parameters: (Option<&mut [T]>, Option<&mut [T]>),
+    scratch: &mut [T],
+) {
+    gradients_of(norm, statistics, x, Flow::InPlace(dy), saved, parameters, scratch);
+}
+
+fn gradients_of<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    statistics: Statistics,
+    x: &[T],
+    flow: Flow<'_, T>,
+    saved: &[T],
+    (dgamma, dbeta): (Option<&mut [T]>, Option<&mut [T]>),
+    scratch: &mut [T],
+) {
+    let (c, pass) = (norm.channels, "batchnorm backward");
+    let (shape, has_values) = norm.check(pass, x.len(), flow.dy().len(), saved.len(), scratch.len());
     for part in [&dgamma, &dbeta] {
         assert!(part.as_ref().is_none_or(|p| p.len() == c), "{pass}: a parameter gradient has not {c} elements");
     }
-    let needed = scratch_len(n, c);
-    assert!(scratch.len() >= needed, "{pass}: {} elements of scratch, {needed} needed", scratch.len());
-    if n == 0 {
-        return;
+    if has_values {
+        let parameters = (dgamma, dbeta);
+        T::call::<Run>(Pass::Backward { norm: *norm, shape, statistics, x, flow, saved, parameters, scratch });
     }
-    let saved = Saved::new(saved, c);
+}
+
+#[expect(clippy::too_many_arguments, reason = "what a backward pass has")]
+fn backward_rows<T: Element>(
+    norm: &BatchNorm<'_, T>,
+    statistics: Statistics,
+    (grid, count): (Grid, usize),
+    x: &[T],
+    flow: Flow<'_, T>,
+    saved: &Saved<'_, T>,
+    (dgamma, dbeta): (Option<&mut [T]>, Option<&mut [T]>),
+    scratch: &mut [T],
+) {
+    let (partial, columns) = scratch.split_at_mut(gradient::ROWS_OF_LEAF * grid.leaves() * grid.cols);
+    let (of_forward, of_slopes) = columns.split_at_mut(3 * grid.cols);
+    let Constants { mean, a, b } = saved.constants();
+    let [mean, a, b] = spread(grid, [mean, a, b], of_forward);
+    let constants = Constants { mean, a, b };
     let sums_wanted = dgamma.is_some() || dbeta.is_some() || statistics == Statistics::Batch;
     if sums_wanted {
-        gradient::sums(norm, x, dy, &saved, scratch);
+        gradient::sums_by_rows(x, flow.dy(), grid, constants, norm.activation, partial);
     }
-    let leaves = n.div_ceil(LEAF);
-    let sums = |channel: usize, scratch: &[T]| {
-        let (mut dz_sum, mut dzt_sum) = (0.0, 0.0);
-        for leaf in 0..leaves {
-            dz_sum += scratch[2 * leaf * c + channel].to_f64();
-            dzt_sum += scratch[(2 * leaf + 1) * c + channel].to_f64();
-        }
-        (dz_sum, dzt_sum - saved.mean_lo()[channel].to_f64() * dz_sum)
+    let slopes_wanted = statistics == Statistics::Batch && !matches!(flow, Flow::Apart { dx: None, .. });
+    let slopes = slopes_wanted.then_some(&mut *of_slopes);
+    let partial = &*partial;
+    let finish = Finish { grid, count, saved, partial, dgamma, dbeta, slopes };
+    let any_scaled = sums_wanted && Isa::current().run(finish);
+    let (dy, dx) = match flow {
+        Flow::Apart { dx: None, .. } => return,
+        Flow::Apart { dy, dx: Some(dx) } => (Some(dy), dx),
+        Flow::InPlace(dx) => (None, dx),
     };
-    if let Some(dbeta) = dbeta {
-        for (channel, out) in dbeta.iter_mut().enumerate() {
-            *out = T::from_f64(out.to_f64() + sums(channel, scratch).0);
-        }
-    }
-    if let Some(dgamma) = dgamma {
-        for (channel, out) in dgamma.iter_mut().enumerate() {
-            *out = T::from_f64(out.to_f64() + saved.rstd(channel) * sums(channel, scratch).1);
-        }
-    }
-    let Some(dx) = dx else { return };
-    match statistics {
-        Statistics::Frozen => gradient::input_frozen(norm, x, dy, &saved, dx),
-        Statistics::Batch => {
-            let (partial, constants) = scratch.split_at_mut(2 * leaves * c);
-            for channel in 0..c {
-                let (dz_sum, dzt_sum) = sums(channel, partial);
-                gradient::save_constants(&saved, channel, n, dz_sum, dzt_sum, c, constants);
-            }
-            gradient::input(norm, x, dy, &saved, constants, dx);
-        }
-    }
+    let row = |row: usize| &of_slopes[row * grid.cols..][..grid.cols];
+    let slopes = Slopes { first: row(0), second: row(1), is_scaled: row(2), rstd: row(3) };
+    let path = match statistics {
+        Statistics::Frozen => Path::Frozen,
+        Statistics::Batch if any_scaled => Path::Scaled(slopes),
+        Statistics::Batch => Path::Direct(slopes),
+    };
+    gradient::input_by_rows(x, dy, dx, grid, constants, path, norm.activation);
 }
 
 /// Moves running statistics towards the batch's: `running = (1 - momentum) running + momentum batch`, with the unbiased variance.
 ///
 /// `momentum` is the weight of this batch: a constant, or `1 / batches seen` for the cumulative average. A batch of fewer than two
-/// rows changes nothing.
+/// values changes nothing.
 ///
 /// # Shapes
-/// `saved` as [`forward`] over `n` rows left it; `running_mean`, `running_var`: `[c]`.
+/// `saved` as [`forward`] over `n` values of each channel left it; `running_mean`, `running_var`: `[c]`.
 ///
 /// # Panics
 /// If lengths disagree.
@@ -438,6 +704,7 @@ mod tests {
         // Channel 0: 1, 3: mean 2, var 1. Channel 1: constant, so y = beta.
         let norm = BatchNorm {
             channels: 2,
+            inner: 1,
             gamma: Some(&[2.0, 7.0]),
             beta: Some(&[1.0, 0.3]),
             eps: 3.0,
@@ -445,7 +712,7 @@ mod tests {
         };
         let mut y = [0.0f64; 4];
         let mut saved = vec![0.0; saved_len(2)];
-        let mut scratch = vec![0.0; scratch_len(2, 2)];
+        let mut scratch = vec![0.0; scratch_len::<f64>(2, 2, 1)];
         forward(&norm, &[1.0, 5.5, 3.0, 5.5], &mut y, &mut saved, &mut scratch).unwrap();
         assert_eq!(y, [0.0, 0.3, 2.0, 0.3]);
         let (mut mean, mut var) = ([0.0; 2], [1.0; 2]);
@@ -455,8 +722,9 @@ mod tests {
 
     #[test]
     fn one_row_and_bad_eps_are_refused_before_anything_is_written() {
-        let mut norm = BatchNorm { channels: 1, gamma: None, beta: None, eps: 1e-5, activation: Activation::Identity };
-        let (mut y, mut saved, mut scratch) = ([7.0f32; 1], [7.0; 8], [0.0; 8]);
+        let mut norm =
+            BatchNorm { channels: 1, inner: 1, gamma: None, beta: None, eps: 1e-5, activation: Activation::Identity };
+        let (mut y, mut saved, mut scratch) = ([7.0f32; 1], [7.0; 8], [0.0; 16]);
         assert!(matches!(
             forward(&norm, &[1.0], &mut y, &mut saved, &mut scratch),
             Err(Error::OneValuePerChannel { channels: 1 })
@@ -464,7 +732,7 @@ mod tests {
         norm.eps = f64::NAN;
         assert!(forward(&norm, &[1.0], &mut y, &mut saved, &mut scratch).is_err());
         norm.eps = 0.0;
-        assert!(forward_frozen(&norm, &[1.0], (&[0.0], &[0.0]), &mut y, &mut saved).is_err());
+        assert!(forward_frozen(&norm, &[1.0], (&[0.0], &[0.0]), &mut y, &mut saved, &mut scratch).is_err());
         assert!(y[0] == 7.0 && saved == [7.0; 8]);
     }
 }

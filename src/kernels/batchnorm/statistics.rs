@@ -1,249 +1,253 @@
-//! Mean and variance per channel: leaves of tiles, merged.
+//! Mean and variance per channel: sums of a leaf about a shift, merged.
 
-use super::{LEAF, Moments, rstd};
-use crate::parallel::{self, Blocks, BlocksMut, Cost};
-use crate::simd::{Element, Isa, Kernel, Lanes};
+use super::shape::{Grid, Leaf, Planes};
+use super::sums::{self, Deviations, Same};
+use super::{ABREAST, BatchNorm, Moments, Saved, TILE, rstd};
+use crate::parallel::{self, BlocksMut, Cost};
+use crate::simd::{Element, Isa, Kernel, Lanes, Rows};
 
-/// Rows in a tile.
-const TILE: usize = 16;
-/// Levels of the binary counter: 2^7 tiles would be more than a leaf.
-const LEVELS: usize = (LEAF / TILE).ilog2() as usize + 1;
+/// Rows of scratch for each leaf of a grid: shift, sums, and work space.
+pub(super) const ROWS_OF_LEAF: usize = 5;
 
-/// Calls `take` with the moments of each channel of `x`, `[n, c]` with n at least 1. `scratch`: 4 elements per leaf and channel.
-pub(super) fn moments<T: Element>(
-    x: &[T],
-    n: usize,
-    c: usize,
-    eps: f64,
-    scratch: &mut [T],
-    mut take: impl FnMut(usize, Moments),
-) {
-    if c == 0 {
+/// A shift is moved where the square of its distance from the leaf's mean is more than this many times the leaf's variance.
+const FAR: f64 = 7.0;
+
+/// Whether squares about a shift are mostly the distance from the mean, so that taking it out would lose digits.
+#[inline(always)]
+fn is_far(count: f64, sum: f64, squares: f64) -> bool {
+    sum * sum > FAR / (FAR + 1.0) * count * squares
+}
+
+/// Saves the statistics of each channel of a grid. `scratch`: [`ROWS_OF_LEAF`] rows for each leaf.
+pub(super) fn by_rows<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], grid: Grid, saved: &mut [T], scratch: &mut [T]) {
+    let isa = Isa::current();
+    let (leaves, slot) = (grid.leaves(), ROWS_OF_LEAF * grid.cols);
+    let partial = &mut scratch[..leaves * slot];
+    let cost = Cost { flops: 3 * x.len(), bytes: size_of_val(x) };
+    parallel::for_each(leaves, cost, BlocksMut { data: &mut *partial, block: slot }, |i, partial| {
+        let leaf = grid.leaf(i);
+        isa.run(LeafMoments { x: &x[leaf.start..], grid, leaf, channels: norm.channels, partial: partial.data });
+    });
+    if isa.run(Merge { norm, grid, partial, saved: &mut *saved }) {
         return;
     }
-    let isa = Isa::current();
-    let leaves = n.div_ceil(LEAF);
-    let partial = &mut scratch[..4 * leaves * c];
-    let cost = Cost { flops: 4 * x.len(), bytes: size_of_val(x) };
-    let work = (Blocks { data: x, block: LEAF * c }, BlocksMut { data: &mut *partial, block: 4 * c });
-    parallel::for_each(leaves, cost, work, |_, (x, partial)| {
-        isa.run(Leaf { x: x.data, c, partial: partial.data });
-    });
-    for channel in 0..c {
-        // Relative to about the first leaf's mean: a large mean rounds, and would swamp the differences between leaves.
-        let base = partial[channel].to_f64();
-        let leaf = |index: usize| {
-            let part = &partial[4 * index * c..][..4 * c];
-            let row = |row: usize| part[row * c + channel];
-            let mean = (row(0).to_f64() - base) + row(1).to_f64();
-            Part { count: LEAF.min(n - index * LEAF) as f64, mean, m2: T::join((row(2), row(3))) }
-        };
-        let total = merge_pairwise(leaves, &leaf);
-        let moments = if total.m2.is_finite() {
-            let var = total.m2 / n as f64;
-            Moments { mean: base + total.mean, var, rstd: rstd(var, eps) }
-        } else {
-            repair(x, channel, c, eps)
-        };
-        take(channel, moments);
+    for channel in 0..norm.channels {
+        if Saved::new(saved, norm.channels).var(channel).is_nan() {
+            let values = || (0..x.len()).filter(|i| grid.channel(i % grid.cols) == channel).map(|i| x[i].to_f64());
+            norm.save(channel, repair(values, norm.eps), saved);
+        }
     }
 }
 
-/// Count, mean and sum of squared deviations of a part of a channel.
+/// Merges the leaves of each channel, and saves what follows. Returns whether no squares overflowed; the variance of a channel where they
+/// did is NaN.
+struct Merge<'a, 'b, T> {
+    norm: &'a BatchNorm<'b, T>,
+    grid: Grid,
+    partial: &'a [T],
+    saved: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) -> bool {
+        let Merge { norm, grid, partial, saved } = self;
+        let slot = |i: usize| (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
+        let mut all_finite = true;
+        for first in (0..norm.channels).step_by(ABREAST) {
+            let len = ABREAST.min(norm.channels - first);
+            // About the first leaf's shift: a large mean rounds, and would swamp the differences.
+            let base = grid.first_column(slot(0).1, first, len);
+            let (mut count, mut sum) = (0.0, [0.0; ABREAST]);
+            for i in 0..grid.leaves() {
+                let (leaf, slot) = slot(i);
+                let n = grid.values(leaf) as f64;
+                let shift = grid.first_column(slot, first, len);
+                let leaf_sum = grid.all_columns(&slot[leaf.cols..][..leaf.cols], first, len);
+                count += n;
+                for k in 0..ABREAST {
+                    sum[k] += n * (shift[k] - base[k]) + leaf_sum[k];
+                }
+            }
+            let mean = sum.map(|sum| sum / count);
+            // A leaf's squares about the mean: sum (d - delta)^2 = squares + delta (n delta - 2 sum), delta the mean less the shift.
+            let mut squares = [0.0; ABREAST];
+            for i in 0..grid.leaves() {
+                let (leaf, slot) = slot(i);
+                let n = grid.values(leaf) as f64;
+                let shift = grid.first_column(slot, first, len);
+                let leaf_sum = grid.all_columns(&slot[leaf.cols..][..leaf.cols], first, len);
+                let leaf_squares = grid.all_columns(&slot[2 * leaf.cols..][..leaf.cols], first, len);
+                for k in 0..ABREAST {
+                    let delta = mean[k] - (shift[k] - base[k]);
+                    squares[k] += leaf_squares[k] + delta * (n * delta - 2.0 * leaf_sum[k]);
+                }
+            }
+            let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
+            for k in 0..ABREAST {
+                let is_finite = squares[k].is_finite();
+                let var = if is_finite { squares[k].max(0.0) / count } else { f64::NAN };
+                moments[k] = Moments { mean: base[k] + mean[k], var, rstd: rstd(var, norm.eps) };
+                all_finite &= is_finite || k >= len;
+            }
+            norm.save_abreast(first, len, &moments, saved);
+        }
+        all_finite
+    }
+}
+
+/// The moments of one channel, a plane a row. `parts`: [`PARTS_OF_LEAF`] for each leaf.
+#[inline(always)]
+pub(super) fn of_channel<V: Lanes>(x: Rows<'_, V::Elem>, planes: Planes, eps: f64, parts: &mut [V::Elem]) -> Moments {
+    for (runs, part) in planes.leaves().zip(parts.chunks_exact_mut(PARTS_OF_LEAF)) {
+        let (shift, sum, squares) = of_runs::<V>(runs.of(x), (runs.count, runs.len));
+        let ((sum, sum_low), (squares, squares_low)) = (V::Elem::split(sum), V::Elem::split(squares));
+        part.copy_from_slice(&[shift, sum, sum_low, squares, squares_low]);
+    }
+    let parts = planes.leaves().zip(parts.chunks_exact(PARTS_OF_LEAF)).map(|(runs, part)| Part {
+        count: (runs.count * runs.len) as f64,
+        shift: part[0].to_f64(),
+        sum: V::Elem::join((part[1], part[2])),
+        squares: V::Elem::join((part[3], part[4])),
+    });
+    let (n, l) = (planes.shape.n, planes.shape.l);
+    let values = || (0..n).flat_map(move |i| x.slice(i, 0, l)).map(|x| x.to_f64());
+    merge(parts, eps).unwrap_or_else(|| repair(values, eps))
+}
+
+/// Numbers kept of a leaf of planes: the shift, and both sums in two parts.
+pub(super) const PARTS_OF_LEAF: usize = 5;
+
+/// Shift, sum and sum of squares of a leaf.
+#[inline(always)]
+fn of_runs<V: Lanes>(x: Rows<'_, V::Elem>, shape: (usize, usize)) -> (V::Elem, f64, f64) {
+    let n = (shape.0 * shape.1) as f64;
+    // The mean of the first values: a power of two of equal ones add up and are divided exactly.
+    let first = x.slice(0, 0, TILE);
+    let mut sums = [V::Elem::ZERO; TILE];
+    sums.copy_from_slice(first);
+    let mut width = TILE;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            sums[i] = sums[2 * i] + sums[2 * i + 1];
+        }
+    }
+    let mut shift = sums[0] * V::Elem::from_f64(1.0 / TILE as f64);
+    let mut found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape);
+    if is_far(n, found.0, found.1) {
+        shift = V::Elem::from_f64(shift.to_f64() + found.0 / n);
+        found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape);
+    }
+    (shift, found.0, found.1)
+}
+
+/// Count, and sums of deviations from a shift and of their squares, of a part of a channel.
 #[derive(Clone, Copy)]
 struct Part {
     count: f64,
-    mean: f64,
-    m2: f64,
+    shift: f64,
+    sum: f64,
+    squares: f64,
 }
 
-impl Part {
-    /// Chan, Golub and LeVeque's merge of two parts.
-    fn merge(self, other: Part) -> Part {
-        let count = self.count + other.count;
-        let delta = other.mean - self.mean;
-        let share = other.count / count;
-        let mean = self.mean + delta * share;
-        Part { count, mean, m2: self.m2 + other.m2 + delta * delta * self.count * share }
+/// The moments of all parts together, as [`Merge`] has them; none if the squares overflowed.
+#[inline(always)]
+fn merge(parts: impl Iterator<Item = Part> + Clone, eps: f64) -> Option<Moments> {
+    let base = parts.clone().next().map_or(0.0, |part| part.shift);
+    let (mut count, mut sum) = (0.0, 0.0);
+    for part in parts.clone() {
+        count += part.count;
+        sum += part.count * (part.shift - base) + part.sum;
     }
-}
-
-/// Merges the parts 0..count (at least one) in a binary tree that depends on the count alone, equal halves first.
-fn merge_pairwise(count: usize, part: &impl Fn(usize) -> Part) -> Part {
-    fn range(from: usize, to: usize, part: &impl Fn(usize) -> Part) -> Part {
-        if to - from == 1 {
-            return part(from);
-        }
-        // The largest power of two below the length: full subtrees on the left.
-        let half = (to - from).next_power_of_two() / 2;
-        range(from, from + half, part).merge(range(from + half, to, part))
+    let mean = sum / count;
+    let mut squares = 0.0;
+    for part in parts {
+        let delta = mean - (part.shift - base);
+        squares += part.squares + delta * (part.count * delta - 2.0 * part.sum);
     }
-    range(0, count, part)
+    if !squares.is_finite() {
+        return None;
+    }
+    let var = if squares > 0.0 { squares / count } else { 0.0 };
+    Some(Moments { mean: base + mean, var, rstd: rstd(var, eps) })
 }
 
-/// Moments of one leaf: 4 rows of c, the parts of the means and of the sums of squares.
-struct Leaf<'a, T> {
+/// Moments of one leaf of a grid: 5 rows of its columns, shift, sum and sum of squares, and work space.
+struct LeafMoments<'a, T> {
     x: &'a [T],
-    c: usize,
+    grid: Grid,
+    leaf: Leaf,
+    channels: usize,
     partial: &'a mut [T],
 }
 
-impl<T: Element> Kernel<T> for Leaf<'_, T> {
+impl<T: Element> Kernel<T> for LeafMoments<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let c = self.c;
-        for j in (0..c).step_by(V::WIDTH) {
-            let width = V::WIDTH.min(c - j);
-            let column = Column::<V> { x: &self.x[j..], stride: c, width, rows: self.x.len() / c };
-            let mut lanes = [Part { count: 0.0, mean: 0.0, m2: 0.0 }; 16];
-            let shift = column.moments(&mut lanes[..width]);
-            for (lane, part) in lanes[..width].iter().enumerate() {
-                let (mean, m2) = (sum_in_two_parts(shift[lane], part.mean), T::split(part.m2));
-                for (row, value) in [mean.0, mean.1, m2.0, m2.1].into_iter().enumerate() {
-                    self.partial[row * c + j + lane] = value;
+        let LeafMoments { grid, leaf: Leaf { rows, cols, .. }, channels, .. } = self;
+        let x = Rows::new(self.x, rows, cols, cols);
+        let (shift, sums) = self.partial[..ROWS_OF_LEAF * cols].split_at_mut(cols);
+        first_mean::<V>(x, rows, shift);
+        if !grid.is_plain() {
+            // All columns of a channel take the same shift.
+            for channel in 0..channels {
+                let columns = grid.columns_of(channel, cols);
+                let sum: f64 = columns.clone().map(|j| shift[j].to_f64()).sum();
+                let mean = T::from_f64(sum / columns.clone().count() as f64);
+                for j in columns {
+                    shift[j] = mean;
                 }
             }
+        }
+        sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums);
+        let mut moves = false;
+        for channel in 0..channels {
+            let columns = grid.columns_of(channel, cols);
+            let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
+            for j in columns.clone() {
+                count += rows as f64;
+                sum += sums[j].to_f64();
+                squares += sums[cols + j].to_f64();
+            }
+            if is_far(count, sum, squares) {
+                for j in columns {
+                    shift[j] = T::from_f64(shift[j].to_f64() + sum / count);
+                }
+                moves = true;
+            }
+        }
+        if moves {
+            sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums);
         }
     }
 }
 
-/// `a + b` as a sum of two numbers of the type, in f64 too: the second has what rounding the sum loses (Knuth, volume 2, 4.2.2).
+/// The mean of each column's first tile, or its first value where there is no tile: of equal values it is exact.
 #[inline(always)]
-fn sum_in_two_parts<T: Element>(a: T, b: f64) -> (T, T) {
-    let a = a.to_f64();
-    let sum = a + b;
-    let b_as_added = sum - a;
-    let lost = (a - (sum - b_as_added)) + (b - b_as_added);
-    let (high, low) = T::split(sum);
-    (high, T::from_f64(low.to_f64() + lost))
-}
-
-/// Up to a vector's width of channels of a leaf.
-struct Column<'a, V: Lanes> {
-    x: &'a [V::Elem],
-    stride: usize,
-    width: usize,
-    rows: usize,
-}
-
-impl<V: Lanes> Column<'_, V> {
-    #[inline(always)]
-    fn row(&self, i: usize) -> V {
-        let from = i * self.stride;
-        if self.width == V::WIDTH {
-            V::load(&self.x[from..])
+fn first_mean<V: Lanes>(x: Rows<'_, V::Elem>, rows: usize, mean: &mut [V::Elem]) {
+    let cols = mean.len();
+    for j in (0..cols).step_by(V::WIDTH) {
+        let len = V::WIDTH.min(cols - j);
+        let row = |i: usize| V::load_up_to(x.slice(i, j, len));
+        let first = if rows >= TILE {
+            let four = |i: usize| (row(i) + row(i + 1)) + (row(i + 2) + row(i + 3));
+            let sum = (four(0) + four(4)) + (four(8) + four(12));
+            sum * V::splat(V::Elem::from_f64(1.0 / TILE as f64))
         } else {
-            V::load_partial(&self.x[from..from + self.width])
-        }
+            row(0)
+        };
+        first.store_up_to(&mut mean[j..][..len]);
     }
-
-    /// Sum of 4 rows less `shift`, as a tree.
-    #[inline(always)]
-    fn quad(&self, i: usize, shift: V) -> V {
-        ((self.row(i) - shift) + (self.row(i + 1) - shift)) + ((self.row(i + 2) - shift) + (self.row(i + 3) - shift))
-    }
-
-    /// Sum of 16 rows less `shift`, as a tree.
-    #[inline(always)]
-    fn sum(&self, i: usize, shift: V) -> V {
-        let left = self.quad(i, shift) + self.quad(i + 4, shift);
-        left + (self.quad(i + 8, shift) + self.quad(i + 12, shift))
-    }
-
-    /// Moments of each lane, `parts` having one for each, with means relative to the lane of the shift that is returned.
-    #[inline(always)]
-    fn moments(&self, parts: &mut [Part]) -> [V::Elem; 16] {
-        let sixteenth = V::splat(V::Elem::from_f64(1.0 / TILE as f64));
-        let tiles = self.rows / TILE;
-        // Means are kept relative to a value from the middle of the data, so that what is squared is small.
-        let shift = if tiles > 0 { self.sum(0, V::zero()) * sixteenth } else { self.row(0) };
-
-        // The binary counter: level l holds the moments of 16 * 2^l rows while bit l of the count of tiles is set.
-        let mut means = [V::zero(); LEVELS];
-        let mut squares = [V::zero(); LEVELS];
-        for tile in 0..tiles {
-            let first = tile * TILE;
-            let mut mean = self.sum(first, shift) * sixteenth;
-            let mut chains = [V::zero(); 4];
-            for i in (0..TILE).step_by(4) {
-                for chain in 0..4 {
-                    let d = (self.row(first + i + chain) - shift) - mean;
-                    chains[chain] = d.mul_add(d, chains[chain]);
-                }
-            }
-            let mut square = (chains[0] + chains[1]) + (chains[2] + chains[3]);
-            let mut half_count = V::Elem::from_f64(TILE as f64 / 2.0);
-            let mut level = 0;
-            while tile >> level & 1 == 1 {
-                let delta = mean - means[level];
-                mean = delta.mul_add(V::splat(V::Elem::from_f64(0.5)), means[level]);
-                square = (delta * delta).mul_add(V::splat(half_count), squares[level] + square);
-                half_count = half_count + half_count;
-                level += 1;
-            }
-            means[level] = mean;
-            squares[level] = square;
-        }
-
-        let mut started = false;
-        for level in (0..LEVELS).rev() {
-            if tiles >> level & 1 == 1 {
-                let count = (TILE << level) as f64;
-                join::<V>(parts, &mut started, count, means[level], squares[level]);
-            }
-        }
-        let rest = self.rows - tiles * TILE;
-        if rest > 0 {
-            let (mean, square) = self.short_tile(tiles * TILE, rest, shift);
-            join::<V>(parts, &mut started, rest as f64, mean, square);
-        }
-        let mut lanes = [V::Elem::ZERO; 16];
-        shift.store(&mut lanes);
-        lanes
-    }
-
-    /// Mean and sum of squares of fewer than 16 rows, relative to `shift`.
-    ///
-    /// The division by their number rounds, so the second pass carries Neumaier's correction: with d = w - mean,
-    /// sum (w - true mean)^2 = sum d^2 - (sum d)^2 / rows.
-    #[inline(always)]
-    fn short_tile(&self, first: usize, rows: usize, shift: V) -> (V, V) {
-        let share = V::splat(V::Elem::from_f64(1.0 / rows as f64));
-        let mut sum = V::zero();
-        for i in 0..rows {
-            sum = sum + (self.row(first + i) - shift);
-        }
-        let mean = sum * share;
-        let (mut square, mut rest) = (V::zero(), V::zero());
-        for i in 0..rows {
-            let d = (self.row(first + i) - shift) - mean;
-            square = d.mul_add(d, square);
-            rest = rest + d;
-        }
-        let correction = rest * share;
-        (mean + correction, square - rest * correction)
-    }
-}
-
-/// Merges a vector's moments of `count` rows into each lane's part.
-#[inline(always)]
-fn join<V: Lanes>(parts: &mut [Part], started: &mut bool, count: f64, mean: V, square: V) {
-    let (mut means, mut squares) = ([V::Elem::ZERO; 16], [V::Elem::ZERO; 16]);
-    mean.store(&mut means);
-    square.store(&mut squares);
-    for (lane, part) in parts.iter_mut().enumerate() {
-        let new = Part { count, mean: means[lane].to_f64(), m2: squares[lane].to_f64() };
-        *part = if *started { part.merge(new) } else { new };
-    }
-    *started = true;
 }
 
 /// Moments of a channel whose squares overflowed: again in f64, scaled by a power of two so that they do not.
 #[cold]
-fn repair<T: Element>(x: &[T], channel: usize, c: usize, eps: f64) -> Moments {
-    let values = || x.iter().skip(channel).step_by(c).map(|v| v.to_f64());
+fn repair<I: Iterator<Item = f64>>(values: impl Fn() -> I, eps: f64) -> Moments {
     let largest = values().fold(0.0, |best: f64, v| if v.is_nan() { v } else { best.max(v.abs()) });
     if !largest.is_finite() || values().any(|v| !v.is_finite()) {
         return Moments { mean: f64::NAN, var: f64::NAN, rstd: f64::NAN };
@@ -251,12 +255,16 @@ fn repair<T: Element>(x: &[T], channel: usize, c: usize, eps: f64) -> Moments {
     // 2^-520 brings the largest f64 below 2^504; its square times any count stays finite, and spread below 2^-520 of it is lost
     // to rounding anyway. f32 data need no scale.
     let scale = if largest > 1e150 { f64::from_bits((1023 - 520) << 52) } else { 1.0 };
-    let mut part = Part { count: 0.0, mean: 0.0, m2: 0.0 };
+    // Welford's recurrence.
+    let (mut count, mut mean, mut squares) = (0.0, 0.0, 0.0);
     for v in values() {
-        part = part.merge(Part { count: 1.0, mean: v * scale, m2: 0.0 });
+        count += 1.0;
+        let delta = v * scale - mean;
+        mean += delta / count;
+        squares += delta * (v * scale - mean);
     }
-    let scaled_var = part.m2 / part.count;
+    let scaled_var = squares / count;
     // sqrt(var + eps) with var = scaled_var / scale^2.
     let rstd = rstd(scaled_var, eps * scale * scale) * scale;
-    Moments { mean: part.mean / scale, var: scaled_var / scale / scale, rstd }
+    Moments { mean: mean / scale, var: scaled_var / scale / scale, rstd }
 }

@@ -1,0 +1,202 @@
+//! How a tensor lies under the lanes.
+//!
+//! A tensor is `[n, c, l]`: n images of c channels of l neighbouring values; l is 1 for `[n, c]` and for images with channels
+//! innermost. There are two ways to walk through it:
+//!
+//! - **By rows**, where l is small: every lane keeps to a column of a matrix and walks down its rows. An image is a row of
+//!   `c l` columns; where that is no multiple of 64 bytes and short, several images make a row, so that the lanes are full.
+//!   A channel is several columns, whose sums are added at the end.
+//! - **By planes**, where l is at least [`PLANE`]: the lanes walk along the l values of one channel, image after image.
+//!
+//! Which way, and every boundary in it, follows from the shape alone.
+
+use super::{ABREAST, LEAF, TILE};
+use crate::simd::{Element, Rows};
+
+/// Values of a plane from which on it is worth walking along: a group of lanes.
+const PLANE: usize = 16;
+/// Values of a channel in a leaf of planes.
+const PLANES_LEAF: usize = 8192;
+/// Widest image, in elements, of which several are joined to a row.
+const JOINED: usize = 64;
+
+/// `[n, c, l]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) n: usize,
+    pub(super) c: usize,
+    pub(super) l: usize,
+}
+
+/// How a tensor is walked through.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Walk {
+    Rows(Grid),
+    Planes(Planes),
+}
+
+impl Shape {
+    /// Values of a channel.
+    pub(super) fn count(self) -> usize {
+        self.n * self.l
+    }
+
+    pub(super) fn walk<T>(self) -> Walk {
+        let Shape { n, c, l } = self;
+        if l >= PLANE {
+            return Walk::Planes(Planes { shape: self });
+        }
+        let (unit, lanes) = (c * l, 64 / size_of::<T>());
+        // The lanes are a power of two, so the greatest common divisor is the lowest bit of either.
+        let joined = if unit > JOINED { 1 } else { lanes >> (lanes | unit).trailing_zeros() };
+        let joined = if n / joined < TILE { 1 } else { joined };
+        Walk::Rows(Grid { cols: unit * joined, rows: n / joined, tail: n % joined * unit, shape: self })
+    }
+}
+
+/// A matrix that the lanes walk down.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    /// Columns of a row.
+    pub(super) cols: usize,
+    /// Whole rows.
+    rows: usize,
+    /// Elements behind the last whole row.
+    tail: usize,
+    shape: Shape,
+}
+
+/// A part of a [`Grid`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaf {
+    /// Its first element.
+    pub(super) start: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl Grid {
+    /// The channel of a column.
+    pub(super) fn channel(self, column: usize) -> usize {
+        column % (self.shape.c * self.shape.l) / self.shape.l
+    }
+
+    /// Whether every column is a channel of its own.
+    pub(super) fn is_plain(self) -> bool {
+        self.cols == self.shape.c
+    }
+
+    /// The columns of a channel, of which only those below `cols` are there.
+    #[inline(always)]
+    pub(super) fn columns_of(self, channel: usize, cols: usize) -> impl Iterator<Item = usize> + Clone {
+        let Shape { c, l, .. } = self.shape;
+        (0..cols).step_by(c * l).flat_map(move |image| image + channel * l..image + (channel + 1) * l)
+    }
+
+    /// Values of a channel in a leaf.
+    #[inline(always)]
+    pub(super) fn values(self, leaf: Leaf) -> usize {
+        if self.is_plain() { leaf.rows } else { leaf.rows * (leaf.cols / self.shape.c) }
+    }
+
+    /// For `len` channels from `first` on, the number in the first of their columns.
+    #[inline(always)]
+    pub(super) fn first_column<T: Element>(self, row: &[T], first: usize, len: usize) -> [f64; ABREAST] {
+        if self.is_plain() {
+            return widen(&row[first..][..len]);
+        }
+        std::array::from_fn(|k| if k < len { row[(first + k) * self.shape.l].to_f64() } else { 0.0 })
+    }
+
+    /// For `len` channels from `first` on, the sum of a row over their columns.
+    #[inline(always)]
+    pub(super) fn all_columns<T: Element>(self, row: &[T], first: usize, len: usize) -> [f64; ABREAST] {
+        if self.is_plain() {
+            return widen(&row[first..][..len]);
+        }
+        std::array::from_fn(|k| {
+            if k < len { self.columns_of(first + k, row.len()).map(|j| row[j].to_f64()).sum() } else { 0.0 }
+        })
+    }
+
+    /// Number of leaves.
+    pub(super) fn leaves(self) -> usize {
+        self.rows.div_ceil(LEAF) + usize::from(self.tail > 0)
+    }
+
+    /// Leaf `i`; the last may be what is left behind the whole rows.
+    pub(super) fn leaf(self, i: usize) -> Leaf {
+        let first = i * LEAF;
+        if first < self.rows {
+            return Leaf { start: first * self.cols, rows: LEAF.min(self.rows - first), cols: self.cols };
+        }
+        Leaf { start: self.rows * self.cols, rows: 1, cols: self.tail }
+    }
+}
+
+/// As f64; zero where there are fewer.
+#[inline(always)]
+pub(super) fn widen<T: Element>(row: &[T]) -> [f64; ABREAST] {
+    let mut all = [T::ZERO; ABREAST];
+    if row.len() == ABREAST {
+        all.copy_from_slice(row);
+    } else {
+        all[..row.len()].copy_from_slice(row);
+    }
+    all.map(T::to_f64)
+}
+
+/// Planes that the lanes walk along.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Planes {
+    pub(super) shape: Shape,
+}
+
+/// A part of one channel: runs of neighbouring values, one in each of several images.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runs {
+    /// The first image, and the first value in its plane.
+    first: (usize, usize),
+    /// Images.
+    pub(super) count: usize,
+    /// Values in each.
+    pub(super) len: usize,
+}
+
+impl Runs {
+    /// The part of a channel, given as one plane a row.
+    #[inline(always)]
+    pub(super) fn of<T: Copy>(self, channel: Rows<'_, T>) -> Rows<'_, T> {
+        channel.block((self.first.0, self.count), (self.first.1, self.len))
+    }
+}
+
+impl Planes {
+    /// Elements from one image to the next.
+    pub(super) fn stride(self) -> usize {
+        self.shape.c * self.shape.l
+    }
+
+    /// Images in a leaf, and values of each plane: several planes, or a part of one.
+    fn leaf(self) -> (usize, usize) {
+        let l = self.shape.l;
+        // About equal parts, all but the last a multiple of the longest group of lanes.
+        let len = l.div_ceil(l.div_ceil(PLANES_LEAF)).next_multiple_of(32).min(l);
+        ((PLANES_LEAF / l).max(1), len)
+    }
+
+    /// Number of leaves of each channel.
+    pub(super) fn leaf_count(self) -> usize {
+        let (together, len) = self.leaf();
+        self.shape.n.div_ceil(together) * self.shape.l.div_ceil(len)
+    }
+
+    /// Leaves of each channel, in order.
+    pub(super) fn leaves(self) -> impl Iterator<Item = Runs> + Clone {
+        let (Shape { n, l, .. }, (together, len)) = (self.shape, self.leaf());
+        (0..n).step_by(together).flat_map(move |image| {
+            let count = together.min(n - image);
+            (0..l).step_by(len).map(move |at| Runs { first: (image, at), count, len: len.min(l - at) })
+        })
+    }
+}
