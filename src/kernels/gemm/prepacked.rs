@@ -1,7 +1,9 @@
 //! B packed once, for many products: the weights of a model that no longer changes.
 
 use super::blocking::{self, Caches, Cut, NV, Tiles};
-use super::{B, Block, Describe, Epilogue, Finish, Multiply, PackB, Whole, check, scale};
+use super::micro::Finish;
+use super::pass::{B, Block, Describe, Multiply, PackB, Whole};
+use super::{Epilogue, check, scale};
 use crate::error::{Error, Result};
 use crate::matrix::{MatMut, MatRef};
 use crate::simd::{Element, Isa};

@@ -10,9 +10,10 @@
 //!   (f32; 64 bytes whatever the vectors) of up to 4096, added by halving. Turning the elements in registers, so that the
 //!   lanes could be rows and the chains a tile's, takes more shuffles than there are multiply-adds.
 
-use super::blocking::{Cut, Tiles, is_tiny};
+use super::blocking::{Cut, KC, NV, Tiles, is_tiny};
 use super::micro::Finish;
-use super::{Block, NV, prepacked::AllPanels};
+use super::pass::Block;
+use super::prepacked::AllPanels;
 use crate::matrix::MatRef;
 use crate::simd::{Abreast, CellsMut, Element, Kernel, Lanes, Rows};
 
@@ -207,7 +208,7 @@ impl<'a, T: Element> Kernel<T> for &'a mut Dots<'a, T> {
 }
 
 /// Most multiply-adds in a chain: as many as in a tile's.
-const LINES: usize = super::KC;
+const LINES: usize = KC;
 
 /// Rows of C that are finished together: a multiple of every vector's lanes.
 const ROWS: usize = 16;
