@@ -237,7 +237,7 @@ impl Cut {
     }
 
     /// All columns in one panel.
-    pub(super) fn none(nc: usize) -> Self {
+    pub(super) fn whole(nc: usize) -> Self {
         Cut { count: 1, width: nc, nc }
     }
 

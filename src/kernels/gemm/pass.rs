@@ -95,7 +95,7 @@ fn run<T: Element>(product: Whole<'_, T>) {
     let b = match b {
         B::InPlace(b) if makes_rows => {
             // Rows so few are made contiguous in one panel.
-            let (block, cut) = (Block { pc: 0, kc: k, jc: 0, nc: n }, Cut::none(n));
+            let (block, cut) = (Block { pc: 0, kc: k, jc: 0, nc: n }, Cut::whole(n));
             isa.run(PackB { b, block, cut, first: 0, end: 1, panels: &mut *panel });
             B::InPlace(MatRef::new(panel, k, n))
         }
