@@ -41,17 +41,15 @@ impl<T: Element> Product<'_, T> {
         if let B::InPlace(b) = b {
             // A tile takes what is near, and four rows, unless their elements have to be written one by one.
             let is_thin = if c.has_contiguous_rows() { m <= FEW && !is_near } else { m <= THIN };
-            if self.is_shallow {
-                let (j0, cols) = (jc + cut.part(first).0, c.cols());
-                let b = Rows::new(&b.data()[j0..], kc, cols, b.row_stride());
-                let finish = self.finish.at(self.i0, j0);
-                return isa.run(&mut Shallow { a, b, cols, c: c.into_rows(), finish });
-            }
-            if is_thin && c.cols() >= tiles.width {
+            if self.is_shallow || (is_thin && c.cols() >= tiles.width) {
                 let (j0, cols) = (jc + cut.part(first).0, c.cols());
                 let b = Rows::new(&b.data()[pc * b.row_stride() + j0..], kc, cols, b.row_stride());
                 let finish = self.finish.at(self.i0, j0);
-                return isa.run(&mut FewRows { a, b, k: (pc, kc), c, finish });
+                return if self.is_shallow {
+                    isa.run(&mut Shallow { a, b, cols, c: c.into_rows(), finish })
+                } else {
+                    isa.run(&mut FewRows { a, b, k: (pc, kc), c, finish })
+                };
             }
         }
         let nv = if nc <= tiles.width { 1 } else { self.nv };
