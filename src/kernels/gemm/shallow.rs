@@ -116,3 +116,34 @@ impl<T: Element> Shallow<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Isa;
+
+    #[test]
+    fn rows_that_pick_and_one_that_mixes() {
+        // Rows of B are j, 1 and 10: the first two rows of A pick one each, the third makes j + 2 + 30 of all.
+        let a = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 2.0, 3.0];
+        const COLS: usize = 17; // more than any vector has, and no multiple of one
+        let b: Vec<f32> = (0..3 * COLS).map(|at| [at as f32, 1.0, 10.0][at / COLS]).collect();
+        for isa in Isa::available() {
+            let mut c = [f32::NAN; 3 * COLS];
+            // Stored; then 3 A B - 2 C, which is the same again.
+            for (alpha, beta) in [(1.0, 0.0), (3.0, -2.0)] {
+                isa.run(&mut Shallow {
+                    a: MatRef::new(&a, 3, 3),
+                    b: Rows::new(&b, 3, COLS, COLS),
+                    cols: COLS,
+                    c: RowsMut::new(&mut c, 3, COLS, COLS),
+                    finish: Finish { alpha, beta, ..Finish::store() },
+                });
+                for j in 0..COLS {
+                    let column = [c[j], c[COLS + j], c[2 * COLS + j]];
+                    assert_eq!(column, [j as f32, 1.0, j as f32 + 32.0], "{isa}: column {j}");
+                }
+            }
+        }
+    }
+}

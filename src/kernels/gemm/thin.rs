@@ -339,3 +339,49 @@ pub(super) fn copy_packed_columns<T: Element>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Isa;
+
+    /// 17 columns are more than any vector has, and no multiple of one.
+    const COLS: usize = 17;
+
+    #[test]
+    fn two_rows_by_multiples_of_the_column() {
+        // Column j of B is (1, 2, 3, 4, 5) j: its sum is 15 j, its last element 5 j. C is 1 before.
+        let a = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+        let b: Vec<f32> = (0..5 * COLS).map(|at| ((at / COLS + 1) * (at % COLS)) as f32).collect();
+        for isa in Isa::available() {
+            let mut c = [1.0; 2 * COLS];
+            isa.run(&mut FewRows {
+                a: MatRef::new(&a, 2, 5),
+                b: Rows::new(&b, 5, COLS, COLS),
+                k: (0, 5),
+                c: CellsMut::new(&mut c, (2, COLS), (COLS, 1)),
+                finish: Finish { beta: 1.0, ..Finish::store() },
+            });
+            for j in 0..COLS {
+                assert_eq!((c[j], c[COLS + j]), (15.0 * j as f32 + 1.0, 5.0 * j as f32 + 1.0), "{isa}: column {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_one_number_by_ones_and_by_counting() {
+        // 33 ones add up to 33, and 0 + 1 + ... + 32 = 528; row i of A is i + 1 all along.
+        let a: Vec<f32> = (0..3 * 33).map(|at| (at / 33 + 1) as f32).collect();
+        let b: Vec<f32> = (0..2 * 33).map(|at| if at < 33 { 1.0 } else { (at - 33) as f32 }).collect();
+        for isa in Isa::available() {
+            let mut c = [f32::NAN; 6];
+            isa.run(&mut Dots {
+                a: Rows::new(&a, 3, 33, 33),
+                b: Rows::new(&b, 2, 33, 33),
+                c: CellsMut::new(&mut c, (3, 2), (2, 1)).transpose(),
+                finish: Finish::store(),
+            });
+            assert_eq!(c, [33.0, 528.0, 66.0, 1056.0, 99.0, 1584.0], "{isa}");
+        }
+    }
+}

@@ -124,3 +124,53 @@ fn multiply<V: Lanes, const MR: usize, const NV: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::{MatMut, MatRef};
+    use crate::simd::Isa;
+
+    #[test]
+    fn two_by_two_whichever_way_b_lies() {
+        // [1 2; 3 4] [5 6; 7 8] = [19 22; 43 50]
+        let a = [1.0f32, 2.0, 3.0, 4.0];
+        let (by_rows, by_columns) = ([5.0, 6.0, 7.0, 8.0], [5.0, 7.0, 6.0, 8.0]);
+        for isa in Isa::available() {
+            for b in [MatRef::new(&by_rows, 2, 2), MatRef::new(&by_columns, 2, 2).transpose()] {
+                let (mut c, mut scratch) = ([f32::NAN; 4], [f32::NAN; 64]);
+                isa.run(Tiny(&mut Call {
+                    alpha: 1.0,
+                    a: MatRef::new(&a, 2, 2),
+                    b,
+                    beta: 0.0,
+                    c: MatMut::new(&mut c, 2, 2),
+                    epilogue: Epilogue::None,
+                    scratch: &mut scratch,
+                }));
+                assert_eq!(c, [19.0, 22.0, 43.0, 50.0], "{isa}: {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_multiplication_table() {
+        // 5 rows, a strip of four and one of one, of 17 columns: more than any vector has.
+        let down = [1.0f32, 2.0, 3.0, 4.0, 5.0];
+        let across: [f32; 17] = std::array::from_fn(|j| (j + 1) as f32);
+        for isa in Isa::available() {
+            let mut table = [f32::NAN; 5 * 17];
+            // i j; then 2 i j - i j, less 40 and not below zero.
+            let less_40 = Epilogue::BiasRelu(&[-40.0; 17]);
+            for (alpha, beta, epilogue, less) in [(1.0, 0.0, Epilogue::None, 0.0), (2.0, -1.0, less_40, 40.0)] {
+                let (a, b) = (MatRef::new(&down, 5, 1), MatRef::new(&across, 1, 17));
+                let c = MatMut::new(&mut table, 5, 17);
+                isa.run(Tiny(&mut Call { alpha, a, b, beta, c, epilogue, scratch: &mut [] }));
+                for at in 0..table.len() {
+                    let (i, j) = (down[at / 17], across[at % 17]);
+                    assert_eq!(table[at], (i * j - less).max(0.0), "{isa}: {i} times {j}");
+                }
+            }
+        }
+    }
+}
