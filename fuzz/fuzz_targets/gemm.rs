@@ -19,8 +19,9 @@ use std::sync::LazyLock;
 #[derive(Arbitrary, Debug)]
 struct Case {
     sizes: [u8; 3],
-    /// One size may be large where the others are small.
-    large: Option<(u8, u16)>,
+    shape: Shape,
+    /// Whether rows and columns are exchanged.
+    is_transposed: bool,
     layouts: [Layout; 3],
     scalars: [i8; 2],
     values: Values,
@@ -28,6 +29,19 @@ struct Case {
     threads: u8,
     seed: u64,
     is_f64: bool,
+}
+
+/// Which sizes come together: each of the loops has its own.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Shape {
+    /// Up to 70 each.
+    Even,
+    /// One may be large where the others are small.
+    Long(u8, u16),
+    /// Few columns, for whose sums one chain of multiply-adds may not be enough: dot products where k is contiguous.
+    Dots(u16),
+    /// Blocks of columns that are packed together, and a last one that may be narrower than a vector.
+    Blocks(u8),
 }
 
 /// How a matrix lies in its slice.
@@ -43,7 +57,7 @@ struct Layout {
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Values {
-    /// From -8 to 8: no sum of 2200 products comes near what f32 holds exactly.
+    /// From -8 to 8: no sum of 5100 products comes near what f32 holds exactly.
     Integers,
     /// Normal numbers.
     Reals,
@@ -126,12 +140,20 @@ impl Extra {
 impl Case {
     /// `m`, `k` and `n`.
     fn sizes(&self) -> [usize; 3] {
-        let mut sizes = self.sizes.map(|size| usize::from(size % 71));
-        if let Some((which, size)) = self.large {
-            sizes = sizes.map(|size| size % 9);
-            sizes[usize::from(which % 3)] = usize::from(size % 2200);
-        }
-        sizes
+        let [m, k, n] = self.sizes.map(usize::from);
+        let [m, k, n] = match self.shape {
+            Shape::Even => [m % 71, k % 71, n % 71],
+            Shape::Long(which, size) => {
+                let mut sizes = [m % 9, k % 9, n % 9];
+                sizes[usize::from(which % 3)] = usize::from(size % 2200);
+                sizes
+            }
+            // A chain has up to 256 multiply-adds, and 64 bytes of them lie side by side: 4096 in f32.
+            Shape::Dots(k) => [m % 24, 32 + usize::from(k % 5000), 1 + n % 4],
+            // A block is 16 vectors: 128 columns in f32 on AVX2.
+            Shape::Blocks(count) => [5 + m % 24, 9 + k % 24, 128 * usize::from(1 + count % 4) + n % 17],
+        };
+        if self.is_transposed { [n, k, m] } else { [m, k, n] }
     }
 }
 
