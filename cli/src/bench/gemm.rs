@@ -128,10 +128,10 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
     }
     let noisy = cases.iter().filter(|case| case.noise() > NOISY).count();
     if noisy > 0 {
-        results.say(&format!(
-            "Warning: noise above {}: something else was using the machine. Not to be trusted, and marked with !: {noisy} of {}.",
-            percent(NOISY),
-            if cases.len() == 1 { "1 row".to_string() } else { format!("{} rows", cases.len()) }
+        let of = if cases.len() == 1 { "1 row".to_string() } else { format!("{} rows", cases.len()) };
+        results.warn(&format!(
+            "noise above {}: something else was using the machine. Not to be trusted: {noisy} of {of}.",
+            percent(NOISY)
         ))?;
     }
     if let Some((path, picture)) = plot {
@@ -333,8 +333,11 @@ impl Table<'_> {
     fn legend(&self) -> String {
         let names: Vec<&str> =
             self.with_rival.then_some(RIVAL).into_iter().chain(self.peers.iter().map(|p| p.name.as_str())).collect();
-        let mut text = "us: medians. Of peak: of a loop of multiply-adds as long as the samples and in turns with them. Noise: its spread."
-            .to_string();
+        let mut text = format!(
+            "us: medians. Of peak: of a loop of multiply-adds as long as the samples and in turns with them. Noise: its spread; \
+             !: above {}.",
+            percent(NOISY)
+        );
         if !names.is_empty() {
             text +=
                 &format!("\n{}: their time over ours on {}; above 1 ours is faster.", names.join(", "), self.isas[0]);

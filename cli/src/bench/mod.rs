@@ -61,6 +61,14 @@ impl Results {
         if self.human { writeln!(Out, "{text}").map_err(Failure::Output) } else { Ok(()) }
     }
 
+    /// A warning: below what people read, or beside what programs read.
+    fn warn(&self, text: &str) -> Result<(), Failure> {
+        if !self.human {
+            warn(text);
+        }
+        self.say(&format!("Warning: {text}"))
+    }
+
     fn end(self) -> Result<(), Failure> {
         let Some((path, text)) = self.file else { return Ok(()) };
         files::replace(&path, text.as_bytes()).map_err(Failure::write_named_by("--json", &path))
@@ -77,14 +85,18 @@ fn budgets(counts: &[usize]) -> Result<Vec<Threads>, Failure> {
     }
     let (most, here) = (counts.iter().max().copied().unwrap_or(1), machine::available_threads());
     if most > here {
-        // Nothing can be done about a standard error that is gone.
-        let _ = writeln!(
-            std::io::stderr(),
-            "evenkeel: warning: {} on a machine that runs {here} at once: they take turns, and the figures are not to be trusted",
+        warn(&format!(
+            "{} on a machine that runs {here} at once: they take turns, and the figures are not to be trusted",
             count_of_threads(most)
-        );
+        ));
     }
     Ok(budgets)
+}
+
+/// A warning on standard error.
+fn warn(text: &str) {
+    // Nothing can be done about a standard error that is gone.
+    let _ = writeln!(std::io::stderr(), "evenkeel: warning: {text}");
 }
 
 /// Rounds of multiply-adds in a unit of the loop: a few microseconds on the widest vectors.

@@ -55,8 +55,8 @@ pub(crate) fn run(options: &Roof) -> Result<(), Failure> {
         ))?;
     }
     if roofs.iter().any(|roof| roof.noise() > NOISY) {
-        results.say(&format!(
-            "Warning: noise above {}: something else was using the machine. Do not trust these figures.",
+        results.warn(&format!(
+            "noise above {}: something else was using the machine. Do not trust these figures.",
             percent(NOISY)
         ))?;
     }
