@@ -3,7 +3,7 @@
 use super::peers::{self, Peer};
 use super::product::{Form, Operands, Product};
 use super::rival::{RIVAL, Rival};
-use super::sample::{Effort, NOISY, Samples, repetitions, take_turns};
+use super::sample::{Effort, NOISY, Samples, median, repetitions, take_turns};
 use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded, timed};
 use crate::args::{ElementType, Gemm};
 use crate::chart::{self, Picture, figures};
@@ -143,14 +143,13 @@ fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
 
 /// What a share of the peak is a share of: it differs a little from row to row.
 fn peaks(cases: &[Case], isas: &[Isa], threads: usize) -> String {
-    let middle = |i: usize| {
+    let peak = |i: usize| {
         let same = cases.iter().filter(|case| case.threads == threads);
         let mut rates: Vec<f64> = same.map(|case| case.ours[i].peak_gflops()).collect();
         rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
+        median(&rates)
     };
-    let peaks: Vec<String> =
-        isas.iter().enumerate().map(|(i, isa)| format!("{isa} {:.1} GFLOP/s", middle(i))).collect();
+    let peaks: Vec<String> = isas.iter().enumerate().map(|(i, isa)| format!("{isa} {:.1} GFLOP/s", peak(i))).collect();
     format!("Peak on {}, the median of all rows: {}.", count_of_threads(threads), peaks.join(", "))
 }
 

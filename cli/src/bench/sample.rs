@@ -36,8 +36,7 @@ impl Samples {
     }
 
     pub(crate) fn median(&self) -> f64 {
-        let n = self.sorted.len();
-        (self.sorted[(n - 1) / 2] + self.sorted[n / 2]) / 2.0
+        median(&self.sorted)
     }
 
     pub(crate) fn min(&self) -> f64 {
@@ -56,6 +55,12 @@ impl Samples {
     pub(crate) fn spread(&self) -> f64 {
         (self.at(0.9) - self.at(0.1)) / self.median()
     }
+}
+
+/// The middle of sorted numbers, or the mean of the two in the middle.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
+    let n = sorted.len();
+    (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0
 }
 
 /// Samples of `count` things in rounds; `sample(i)` takes one of thing i. Each round begins with another, and ends by telling `done`
