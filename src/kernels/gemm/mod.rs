@@ -258,9 +258,10 @@ fn check<T: Element>(
 #[cold]
 #[inline(never)]
 fn refuse((m, k): (usize, usize), (b_rows, n): (usize, usize), c: (usize, usize), columns: usize, scratch: usize) -> ! {
-    assert_eq!(b_rows, k, "gemm: A is {m}x{k}, B is {b_rows}x{n}");
-    assert_eq!(c, (m, n), "gemm: A B is {m}x{n}, C is {}x{}", c.0, c.1);
-    assert_eq!(columns, n, "gemm: the epilogue has {columns} numbers for {n} columns");
+    // Not `assert_eq`, whose own words would come first.
+    assert!(b_rows == k, "gemm: A is {m}x{k}, B is {b_rows}x{n}");
+    assert!(c == (m, n), "gemm: A B is {m}x{n}, C is {}x{}", c.0, c.1);
+    assert!(columns == n, "gemm: the epilogue has {columns} numbers for {n} columns");
     panic!("gemm: {scratch} elements of scratch, {} needed", scratch_len::<f32>(m, k, n));
 }
 
@@ -326,15 +327,15 @@ mod tests {
                 gemm(1.0, MatRef::new(&a, 2, 3), b, 0.0, c, Epilogue::Bias(bias), &mut vec![0.0; scratch]);
             };
             let payload = std::panic::catch_unwind(run).expect_err("it does not fit");
-            payload.downcast::<String>().expect("a message with numbers")
+            *payload.downcast::<String>().expect("a message with numbers")
         };
         let needed = scratch_len::<f32>(2, 3, 2);
-        assert!(refused(4, 2, 2, needed).contains("gemm: A is 2x3, B is 4x2"));
-        assert!(refused(3, 3, 2, needed).contains("gemm: A B is 2x2, C is 2x3"));
-        assert!(refused(3, 2, 3, needed).contains("gemm: the epilogue has 3 numbers for 2 columns"));
+        assert_eq!(refused(4, 2, 2, needed), "gemm: A is 2x3, B is 4x2");
+        assert_eq!(refused(3, 3, 2, needed), "gemm: A B is 2x2, C is 2x3");
+        assert_eq!(refused(3, 2, 3, needed), "gemm: the epilogue has 3 numbers for 2 columns");
         let short = format!("gemm: {} elements of scratch, {needed} needed", needed - 1);
-        assert!(refused(3, 2, 2, needed - 1).contains(&short));
+        assert_eq!(refused(3, 2, 2, needed - 1), short);
         // The first that is wrong is named, whatever else is.
-        assert!(refused(4, 3, 3, 0).contains("gemm: A is 2x3, B is 4x2"));
+        assert_eq!(refused(4, 3, 3, 0), "gemm: A is 2x3, B is 4x2");
     }
 }
