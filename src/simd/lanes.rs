@@ -136,7 +136,7 @@ pub(crate) trait Kernel<T: Element> {
 #[derive(Clone, Copy)]
 pub(crate) struct Group<V> {
     // 16 is the group of the scalar f32 backend; others use the first V::GROUP.
-    lanes: [V; 16],
+    pub(crate) lanes: [V; 16],
 }
 
 impl<V: Lanes> Group<V> {

@@ -15,7 +15,7 @@ use super::micro::Finish;
 use super::pass::Block;
 use super::prepacked::AllPanels;
 use crate::matrix::MatRef;
-use crate::simd::{Abreast, CellsMut, Element, Kernel, Lanes, Rows};
+use crate::simd::{Abreast, CellsMut, Element, Group, Kernel, Lanes, Rows};
 
 /// Most rows, or columns, of a thin product.
 pub(super) const THIN: usize = 4;
@@ -25,12 +25,6 @@ pub(super) const THIN: usize = 4;
 #[inline(always)]
 pub(super) fn takes_dots(many: usize, k: usize, few: usize) -> bool {
     few <= THIN && k >= 32 && !is_tiny(many, k, few)
-}
-
-/// Elements in 64 bytes.
-#[inline(always)]
-const fn line<T>() -> usize {
-    64 / size_of::<T>()
 }
 
 /// Few rows of A, times a B whose rows are contiguous.
@@ -252,11 +246,11 @@ impl<T: Element> Dots<'_, T> {
         r: usize,
         sums: &mut [[T; ROWS]; N],
     ) {
-        let line = const { line::<T>() };
+        let line = Group::<V>::LEN;
         let mut both = Abreast::<_, R, N>::new((self.a, first + r), (self.b, 0));
         let mut dots = [[T::ZERO; N]; R];
         loop {
-            let mut acc = [[[V::zero(); 16]; N]; R];
+            let mut acc = [[Group::<V>::splat(T::ZERO); N]; R];
             let is_last = both.left() < LINES * line;
             let end = if is_last { both.left() % line } else { both.left() - LINES * line };
             while both.left() > end && both.left() >= line {
@@ -269,7 +263,8 @@ impl<T: Element> Dots<'_, T> {
                     for j in 0..N {
                         let column = V::load(both.other(j, at, V::WIDTH));
                         for i in 0..R {
-                            acc[i][j][g] = row[i].mul_add(column, acc[i][j][g]);
+                            let lanes = &mut acc[i][j].lanes[g];
+                            *lanes = row[i].mul_add(column, *lanes);
                         }
                     }
                 }
@@ -282,21 +277,15 @@ impl<T: Element> Dots<'_, T> {
                     for i in 0..R {
                         let row = V::load_up_to(both.one(i, at, len));
                         for j in 0..N {
-                            acc[i][j][g] = row.mul_add(V::load_up_to(both.other(j, at, len)), acc[i][j][g]);
+                            let lanes = &mut acc[i][j].lanes[g];
+                            *lanes = row.mul_add(V::load_up_to(both.other(j, at, len)), *lanes);
                         }
                     }
                 }
             }
             for i in 0..R {
                 for j in 0..N {
-                    let mut n = V::GROUP;
-                    while n > 1 {
-                        n /= 2;
-                        for g in 0..n {
-                            acc[i][j][g] = acc[i][j][g] + acc[i][j][g + n];
-                        }
-                    }
-                    dots[i][j] = dots[i][j] + acc[i][j][0].sum();
+                    dots[i][j] = dots[i][j] + acc[i][j].sum();
                 }
             }
             if is_last {
