@@ -44,8 +44,10 @@ fn losses_on_every_instruction_set() {
 /// A normalisation as a function of everything that it has a gradient for, one after another: x, gamma, beta.
 #[derive(Clone, Copy)]
 struct Fused<'a> {
+    /// Values of a channel, `l` of them side by side.
     n: usize,
     c: usize,
+    l: usize,
     eps: f64,
     activation: Activation,
     /// Mean and variance, if they are given.
@@ -56,7 +58,7 @@ impl Fused<'_> {
     fn forward(&self, variables: &[f64], y: &mut [f64]) -> Vec<f64> {
         let (norm, x) = self.norm(variables);
         let mut saved = vec![0.0; batchnorm::saved_len(self.c)];
-        let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(self.n, self.c, 1)];
+        let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(self.n / self.l, self.c, self.l)];
         match self.frozen {
             Some(statistics) => batchnorm::forward_frozen(&norm, x, statistics, y, &mut saved, &mut scratch).unwrap(),
             None => batchnorm::forward(&norm, x, y, &mut saved, &mut scratch).unwrap(),
@@ -67,7 +69,7 @@ impl Fused<'_> {
     fn backward(&self, variables: &[f64], dy: &[f64], gradient: &mut [f64]) {
         let (norm, x) = self.norm(variables);
         let saved = self.forward(variables, &mut vec![0.0; x.len()]);
-        let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(self.n, self.c, 1)];
+        let mut scratch = vec![0.0; batchnorm::scratch_len::<f64>(self.n / self.l, self.c, self.l)];
         let statistics = if self.frozen.is_some() { Statistics::Frozen } else { Statistics::Batch };
         let (dx, rest) = gradient.split_at_mut(x.len());
         rest.fill(0.0);
@@ -80,7 +82,7 @@ impl Fused<'_> {
         let (x, rest) = variables.split_at(self.n * self.c);
         let (gamma, beta) = rest.split_at(self.c);
         let (gamma, beta) = (Some(gamma), Some(beta));
-        (BatchNorm { channels: self.c, inner: 1, gamma, beta, eps: self.eps, activation: self.activation }, x)
+        (BatchNorm { channels: self.c, inner: self.l, gamma, beta, eps: self.eps, activation: self.activation }, x)
     }
 
     /// Variables at which nothing comes near the kink: a step of differences moves z by less than 1e-2.
@@ -116,7 +118,9 @@ impl Fused<'_> {
 fn normalisation_kernels_fused_or_not_frozen_or_not() {
     for isa in Isa::available() {
         with_isa(isa, || {
-            for (n, c) in [(1, 3), (2, 1), (2, 5), (9, 2), (5, 9), (17, 3)] {
+            for (n, c, l) in
+                [(1, 3, 1), (2, 1, 1), (2, 5, 1), (9, 2, 1), (5, 9, 1), (17, 3, 1), (6, 3, 2), (15, 2, 5), (34, 2, 17)]
+            {
                 let rng = &mut Rng::new(3, "frozen");
                 let (mean, var) = (normals(rng, c), (0..c).map(|_| rng.range(0.1, 3.0)).collect::<Vec<_>>());
                 for activation in [Activation::Identity, Activation::Relu] {
@@ -125,8 +129,11 @@ fn normalisation_kernels_fused_or_not_frozen_or_not() {
                             continue; // one value has no variance
                         }
                         // Two rows are one number in disguise; with the wider eps they still have a slope.
-                        let fused = Fused { n, c, eps: 0.1, activation, frozen };
-                        fused.check(&format!("{isa}: {n} x {c}, {activation:?}, frozen {}", frozen.is_some()));
+                        let fused = Fused { n, c, l, eps: 0.1, activation, frozen };
+                        fused.check(&format!(
+                            "{isa}: {n} x {c}, {l} side by side, {activation:?}, frozen {}",
+                            frozen.is_some()
+                        ));
                     }
                 }
             }
