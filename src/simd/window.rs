@@ -226,6 +226,12 @@ impl<'a, T: Copy> Rows<'a, T> {
         Rows { start: data.as_ptr(), rows, cols, stride, data: PhantomData }
     }
 
+    /// Number of columns.
+    #[inline(always)]
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// `cols` columns from column `j` on.
     #[inline(always)]
     pub(crate) fn columns(self, j: usize, cols: usize) -> Self {
@@ -337,6 +343,24 @@ impl<'a, T: Copy> Panels<'a, T> {
     #[inline(always)]
     pub(crate) fn count(&self) -> usize {
         self.count
+    }
+
+    /// Asks for the first line of each row of panel `p` to be brought near, to be read soon, where the rows lie apart.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, p: usize) {
+        assert!(p < self.count);
+        if self.first.stride == self.first.cols {
+            return;
+        }
+        for i in 0..self.first.rows {
+            let start = self.first.start.wrapping_add(p * self.step + i * self.first.stride);
+            // SAFETY: the element lies in `data` (checked by `new`); a prefetch reads and writes nothing, and SSE is part of x86-64.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(start.cast());
+            }
+        }
     }
 
     /// The first `cols` columns of panel `p`.

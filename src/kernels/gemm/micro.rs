@@ -151,6 +151,10 @@ impl<T: Element> Sweep<'_, T> {
         let (mut s, mut p) = (0, 0);
         while s < strips && p < panels {
             let (i, j) = (s * step.0, p * step.1);
+            // Rows that are far apart are read a line at a time, which no processor foresees.
+            if by_panel && s == 0 && p + 1 < panels {
+                b.prefetch(p + 1);
+            }
             let c = self.c.block((i, MR), (j, cols));
             tile::<V, A, MR, NV>(a.strip(s, MR), b.get(p, cols), cols, finish.at(i, j), c);
             // One loop for both orders, so that the tile is there once.

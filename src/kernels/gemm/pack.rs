@@ -77,6 +77,27 @@ pub(super) fn pack_b<V: Lanes>(
     }
 }
 
+/// The columns of B as rows that follow each other: `rows[j * k + p]`.
+#[inline(always)]
+pub(super) fn columns_to_rows<V: Lanes>(b: MatRef<'_, V::Elem>, rows: &mut [V::Elem]) {
+    let (k, n, rs, cs) = (b.rows(), b.cols(), b.row_stride(), b.col_stride());
+    if cs != 1 || k < V::WIDTH {
+        for j in 0..n {
+            for p in 0..k {
+                rows[j * k + p] = b.data()[p * rs + j * cs];
+            }
+        }
+        return;
+    }
+    let (b, mut rows) = (Rows::new(b.data(), k, n, rs), RowsMut::new(rows, n, k, k));
+    let mut next = 0;
+    while next < k {
+        let p = next.min(k - V::WIDTH);
+        transpose::<V>(b.block((p, V::WIDTH), (0, n)), V::WIDTH, n, &mut rows, p);
+        next += V::WIDTH;
+    }
+}
+
 /// Panels that are packed at once from a B whose rows are contiguous.
 pub(super) const ABREAST: usize = 4;
 

@@ -205,13 +205,13 @@ fn dots<T: Element>(
     let a = if a.col_stride() == 1 {
         a
     } else {
-        thin::copy_columns(a.transpose(), few_rows);
+        isa.run(ColumnsToRows { b: a.transpose(), rows: few_rows });
         MatRef::new(few_rows, m, k)
     };
     let (columns, stride) = match b {
         B::InPlace(b) if b.row_stride() == 1 => (b.data(), b.col_stride()),
         B::InPlace(b) => {
-            thin::copy_columns(b, &mut scratch[..n * k]);
+            isa.run(ColumnsToRows { b, rows: &mut scratch[..n * k] });
             (&*scratch, k)
         }
         B::Packed(b) => {
@@ -301,6 +301,21 @@ impl<T: Element> Kernel<T> for PackA<'_, T> {
                 i0 += mr;
             }
         }
+    }
+}
+
+/// Makes rows of the columns of a matrix.
+struct ColumnsToRows<'a, T> {
+    b: MatRef<'a, T>,
+    rows: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for ColumnsToRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        pack::columns_to_rows::<V>(self.b, self.rows);
     }
 }
 

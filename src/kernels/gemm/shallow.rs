@@ -26,8 +26,8 @@ pub(super) struct Shallow<'a, T> {
     pub(super) finish: Finish<'a, T>,
 }
 
-/// Columns that are finished before the next: their B is 16 KiB of f32 at most.
-const COLUMNS: usize = 512;
+/// Elements of B in the columns that are finished before the next: 16 KiB of f32.
+const NEAR: usize = 4096;
 
 impl<'a, T: Element> Kernel<T> for &'a mut Shallow<'a, T> {
     type Output = ();
@@ -54,7 +54,7 @@ impl<T: Element> Shallow<'_, T> {
     fn steps<V: Lanes<Elem = T>, const MR: usize, const K: usize>(&mut self) {
         let mut j = 0;
         while j < self.cols {
-            let cols = COLUMNS.min(self.cols - j);
+            let cols = (NEAR / K).min(self.cols - j);
             let mut i = 0;
             while i + MR <= self.a.rows() {
                 self.rows::<V, MR, K>(i, (j, cols));

@@ -7,8 +7,9 @@
 //! - [`FewRows`]: the lanes lie along the long operand's columns, and several of its rows at a time are added to sums in the first
 //!   cache. These are a register tile's chains, in another order of loops.
 //! - [`Dots`]: k is contiguous in the long operand, and its lanes are sums of one element of C: chains over every sixteenth product
-//!   (f32; 64 bytes whatever the vectors) of up to 4096, added by halving. Turning the elements in registers, so that the
-//!   lanes could be rows and the chains a tile's, takes more shuffles than there are multiply-adds.
+//!   (f32; 64 bytes whatever the vectors) of up to 4096, added by halving. Several columns are used in parts that stay in the first
+//!   cache, by sixteen rows each. Turning the elements in registers, so that the lanes could be rows and the chains a tile's, takes
+//!   more shuffles than there are multiply-adds.
 
 use super::blocking::{Cut, KC, NV, Tiles, is_tiny};
 use super::micro::Finish;
@@ -207,23 +208,36 @@ const LINES: usize = KC;
 /// Rows of C that are finished together: a multiple of every vector's lanes.
 const ROWS: usize = 16;
 
+/// Lines of 64 bytes of all columns together that serve these rows before the next: half of a first cache, the other half is for A.
+const NEAR: usize = 256;
+
 impl<T: Element> Dots<'_, T> {
     #[inline(always)]
     fn columns<V: Lanes<Elem = T>, const R: usize, const N: usize>(&mut self) {
-        let m = self.c.cols();
+        let (m, k, line) = (self.c.cols(), self.a.cols(), Group::<V>::LEN);
+        let mut kept = [[[T::ZERO; 16]; N]; ROWS];
         let mut first = 0;
         while first < m {
             let rows = ROWS.min(m - first);
             let mut sums = [[T::ZERO; ROWS]; N];
-            let mut r = 0;
-            while r < rows {
-                if rows - r >= R {
-                    self.dots::<V, R, N>(first, r, &mut sums);
-                    r += R;
-                } else {
-                    self.dots::<V, 1, N>(first, r, &mut sums);
-                    r += 1;
+            let mut done = 0;
+            while done < k {
+                // To the end of the chains or of what is near, whichever comes first.
+                let chain = done - done % (LINES * line);
+                let end = k.min(chain + LINES * line);
+                let part = (done, (NEAR / N.next_power_of_two() * line).min(end - done));
+                let (begins, ends) = (done == chain, done + part.1 == end);
+                let mut r = 0;
+                while r < rows {
+                    if rows - r >= R {
+                        self.dots::<V, R, N>((first, r), part, (begins, ends), &mut kept, &mut sums);
+                        r += R;
+                    } else {
+                        self.dots::<V, 1, N>((first, r), part, (begins, ends), &mut kept, &mut sums);
+                        r += 1;
+                    }
                 }
+                done += part.1;
             }
             for j in 0..N {
                 let mut r = 0;
@@ -238,79 +252,76 @@ impl<T: Element> Dots<'_, T> {
         }
     }
 
-    /// The dot products of all columns and of `R` rows of A from row `first + r` on, to the sums from `r` on.
+    /// A part of the dot products of all columns and of `R` rows of A from row `first + r` on: the chains are kept for the next part, or
+    /// added to the sums from `r` on where they end.
     #[inline(always)]
     fn dots<V: Lanes<Elem = T>, const R: usize, const N: usize>(
         &self,
-        first: usize,
-        r: usize,
+        (first, r): (usize, usize),
+        (start, len): (usize, usize),
+        (begins, ends): (bool, bool),
+        kept: &mut [[[T; 16]; N]; ROWS],
         sums: &mut [[T; ROWS]; N],
     ) {
         let line = Group::<V>::LEN;
-        let mut both = Abreast::<_, R, N>::new((self.a, first + r), (self.b, 0));
-        let mut dots = [[T::ZERO; N]; R];
-        loop {
-            let mut acc = [[Group::<V>::splat(T::ZERO); N]; R];
-            let is_last = both.left() < LINES * line;
-            let end = if is_last { both.left() % line } else { both.left() - LINES * line };
-            while both.left() > end && both.left() >= line {
-                for g in 0..V::GROUP {
-                    let at = g * V::WIDTH;
-                    let mut row = [V::zero(); R];
-                    for i in 0..R {
-                        row[i] = V::load(both.one(i, at, V::WIDTH));
-                    }
-                    for j in 0..N {
-                        let column = V::load(both.other(j, at, V::WIDTH));
-                        for i in 0..R {
-                            let lanes = &mut acc[i][j].lanes[g];
-                            *lanes = row[i].mul_add(column, *lanes);
-                        }
-                    }
-                }
-                both.pass(line);
-            }
-            if is_last && end > 0 {
-                for g in 0..V::GROUP {
-                    let at = (g * V::WIDTH).min(end);
-                    let len = V::WIDTH.min(end - at);
-                    for i in 0..R {
-                        let row = V::load_up_to(both.one(i, at, len));
-                        for j in 0..N {
-                            let lanes = &mut acc[i][j].lanes[g];
-                            *lanes = row.mul_add(V::load_up_to(both.other(j, at, len)), *lanes);
-                        }
-                    }
-                }
-            }
+        let (a, b) = (self.a.columns(start, len), self.b.columns(start, len));
+        let mut both = Abreast::<_, R, N>::new((a, first + r), (b, 0));
+        let mut acc = [[Group::<V>::splat(T::ZERO); N]; R];
+        if !begins {
             for i in 0..R {
                 for j in 0..N {
-                    dots[i][j] = dots[i][j] + acc[i][j].sum();
+                    for g in 0..V::GROUP {
+                        acc[i][j].lanes[g] = V::load(&kept[r + i][j][g * V::WIDTH..]);
+                    }
                 }
             }
-            if is_last {
-                break;
+        }
+        while both.left() >= line {
+            for g in 0..V::GROUP {
+                let at = g * V::WIDTH;
+                let mut row = [V::zero(); R];
+                for i in 0..R {
+                    row[i] = V::load(both.one(i, at, V::WIDTH));
+                }
+                for j in 0..N {
+                    let column = V::load(both.other(j, at, V::WIDTH));
+                    for i in 0..R {
+                        let lanes = &mut acc[i][j].lanes[g];
+                        *lanes = row[i].mul_add(column, *lanes);
+                    }
+                }
+            }
+            both.pass(line);
+        }
+        let rest = both.left();
+        if rest > 0 {
+            for g in 0..V::GROUP {
+                let at = (g * V::WIDTH).min(rest);
+                let len = V::WIDTH.min(rest - at);
+                for i in 0..R {
+                    let row = V::load_up_to(both.one(i, at, len));
+                    for j in 0..N {
+                        let lanes = &mut acc[i][j].lanes[g];
+                        *lanes = row.mul_add(V::load_up_to(both.other(j, at, len)), *lanes);
+                    }
+                }
             }
         }
         for i in 0..R {
             for j in 0..N {
-                sums[j][r + i] = dots[i][j];
+                if !ends {
+                    for g in 0..V::GROUP {
+                        acc[i][j].lanes[g].store(&mut kept[r + i][j][g * V::WIDTH..]);
+                    }
+                    continue;
+                }
+                sums[j][r + i] = sums[j][r + i] + acc[i][j].sum();
             }
         }
     }
 }
 
-/// Copies the `n` columns of B to rows of `k` elements.
-pub(super) fn copy_columns<T: Element>(b: MatRef<'_, T>, to: &mut [T]) {
-    let (k, rs, cs) = (b.rows(), b.row_stride(), b.col_stride());
-    for (j, to) in to.chunks_exact_mut(k).enumerate() {
-        for (p, to) in to.iter_mut().enumerate() {
-            *to = b.data()[p * rs + j * cs];
-        }
-    }
-}
-
-/// The same from panels, in passes over k.
+/// Copies the `n` columns of B to rows of `k` elements, from panels, in passes over k.
 pub(super) fn copy_packed_columns<T: Element>(
     b: AllPanels<'_, T>,
     tiles: Tiles,

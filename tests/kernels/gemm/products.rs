@@ -131,7 +131,8 @@ fn every_cache_block<T: Element>() {
     for m in [1535, 1536, 1537, 1559, 1560, 1561, 1536 + 383, 1536 + 384, 1536 + 385, 3072, 3073] {
         sizes.push((m, 1 + rng.index(9), 1 + rng.index(5)));
     }
-    // Few rows or columns, k in several blocks of a tile's or of dot products.
+    // Few rows or columns, k in several blocks of a tile's or of dot products; those in several parts, and rows in several groups.
+    sizes.extend([(19, 4099, 4), (33, 5000, 2), (3, 4500, 35), (50, 1025, 4)]);
     sizes.extend([(2, 1290, 70), (70, 1290, 3), (1, 10241, 3), (4, 10241, 1), (1, 5000, 1), (385, 70, 4), (9, 600, 3)]);
     sizes.extend([(50, 3, 2049), (1561, 2, 66), (1537, 257, 2), (2, 257, 2049), (97, 265, 66), (385, 9, 66)]);
     // So many blocks of k that the last has a single step.
