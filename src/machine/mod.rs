@@ -4,6 +4,7 @@ pub mod probe;
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// One level of cache, as one core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,12 @@ pub fn caches() -> Vec<Cache> {
     let mut found = caches_below(Path::new("/sys/devices/system/cpu/cpu0/cache"));
     found.sort_by_key(|cache| cache.level);
     found
+}
+
+/// Bytes of the last level of cache, looked up once; 8 MiB where the system does not tell.
+pub fn last_cache() -> usize {
+    static FOUND: OnceLock<usize> = OnceLock::new();
+    *FOUND.get_or_init(|| caches().last().map_or(8 << 20, |cache| cache.bytes))
 }
 
 fn caches_below(folder: &Path) -> Vec<Cache> {

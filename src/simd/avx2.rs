@@ -85,6 +85,17 @@ impl Lanes for F32x8 {
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), self.0) }
     }
     #[inline(always)]
+    unsafe fn stream(self, x: &mut [f32]) {
+        let x = &mut x[..8];
+        if x.as_ptr().addr().is_multiple_of(32) {
+            // SAFETY: the slice has 8 elements and begins at a multiple of 32 bytes; the caller fences; AVX2 was detected (top of the
+            // file).
+            unsafe { _mm256_stream_ps(x.as_mut_ptr(), self.0) }
+        } else {
+            self.store(x);
+        }
+    }
+    #[inline(always)]
     fn store_partial(self, x: &mut [f32]) {
         assert!(x.len() <= 8);
         if x.len() == 8 {
@@ -226,6 +237,17 @@ impl Lanes for F64x4 {
         let x = &mut x[..4];
         // SAFETY: the slice has 4 elements; the store needs no alignment; AVX2 was detected (top of the file).
         unsafe { _mm256_storeu_pd(x.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, x: &mut [f64]) {
+        let x = &mut x[..4];
+        if x.as_ptr().addr().is_multiple_of(32) {
+            // SAFETY: the slice has 4 elements and begins at a multiple of 32 bytes; the caller fences; AVX2 was detected (top of the
+            // file).
+            unsafe { _mm256_stream_pd(x.as_mut_ptr(), self.0) }
+        } else {
+            self.store(x);
+        }
     }
     #[inline(always)]
     fn store_partial(self, x: &mut [f64]) {

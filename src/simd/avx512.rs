@@ -83,6 +83,17 @@ impl Lanes for F32x16 {
         unsafe { _mm512_storeu_ps(x.as_mut_ptr(), self.0) }
     }
     #[inline(always)]
+    unsafe fn stream(self, x: &mut [f32]) {
+        let x = &mut x[..16];
+        if x.as_ptr().addr().is_multiple_of(64) {
+            // SAFETY: the slice has 16 elements and begins at a multiple of 64 bytes; the caller fences; AVX-512 was detected (top of the
+            // file).
+            unsafe { _mm512_stream_ps(x.as_mut_ptr(), self.0) }
+        } else {
+            self.store(x);
+        }
+    }
+    #[inline(always)]
     fn store_partial(self, x: &mut [f32]) {
         let mask = first_16(x.len());
         // SAFETY: the mask has x.len() lanes set; lanes that are not set are not written; AVX-512 was detected (top of the file).
@@ -211,6 +222,17 @@ impl Lanes for F64x8 {
         let x = &mut x[..8];
         // SAFETY: the slice has 8 elements; the store needs no alignment; AVX-512 was detected (top of the file).
         unsafe { _mm512_storeu_pd(x.as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn stream(self, x: &mut [f64]) {
+        let x = &mut x[..8];
+        if x.as_ptr().addr().is_multiple_of(64) {
+            // SAFETY: the slice has 8 elements and begins at a multiple of 64 bytes; the caller fences; AVX-512 was detected (top of the
+            // file).
+            unsafe { _mm512_stream_pd(x.as_mut_ptr(), self.0) }
+        } else {
+            self.store(x);
+        }
     }
     #[inline(always)]
     fn store_partial(self, x: &mut [f64]) {

@@ -28,6 +28,14 @@ pub trait Lanes:
     fn load_partial(x: &[Self::Elem]) -> Self;
     /// Writes the first `WIDTH` elements of `x`.
     fn store(self, x: &mut [Self::Elem]);
+    /// [`store`](Lanes::store) past the caches, where the instruction set can and `x` begins at a multiple of a vector's bytes.
+    ///
+    /// # Safety
+    /// An `sfence` follows before the elements are read or written again, by whichever thread.
+    #[inline(always)]
+    unsafe fn stream(self, x: &mut [Self::Elem]) {
+        self.store(x);
+    }
     /// Fills `x`, which has at most `WIDTH` elements, from the first lanes.
     fn store_partial(self, x: &mut [Self::Elem]);
     /// The first `WIDTH` bytes of `x`, as numbers.

@@ -4,6 +4,7 @@
 //! around them knows, so the compiler removes them, where the bounds of a slice would be checked at every step. No view is made empty:
 //! its first element is always there.
 
+use super::{Element, Lanes};
 use std::marker::PhantomData;
 
 /// Number of elements from the first to the last of `rows x cols`, both included, if both are there and that is a number.
@@ -30,6 +31,17 @@ fn opaque<T>(pointer: *const T) -> *const T {
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     pointer
+}
+
+/// Asks for a line to be brought near; any address will do.
+#[inline(always)]
+fn prefetch<T>(at: *const T) {
+    // SAFETY: a prefetch reads and writes nothing, whatever the address, and SSE is part of x86-64.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
 }
 
 /// A matrix a few rows high, whose columns are stepped through one at a time (by [`Pairs`]) and read element by element.
@@ -254,6 +266,12 @@ impl<'a, T: Copy> Rows<'a, T> {
         // SAFETY: the elements lie between the first and the last, which lie in `data` (checked by `new`).
         unsafe { std::slice::from_raw_parts(self.start.add(i * self.stride + j), len) }
     }
+
+    /// Asks for the line of an element to be brought near, to be read soon; it may lie anywhere, even outside.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, i: usize, j: usize) {
+        prefetch(self.start.wrapping_add(i.wrapping_mul(self.stride).wrapping_add(j)));
+    }
 }
 
 /// Neighbouring rows of one matrix, and of another that has as many columns, side by side: read by pieces at the same columns.
@@ -348,18 +366,11 @@ impl<'a, T: Copy> Panels<'a, T> {
     /// Asks for the first line of each row of panel `p` to be brought near, to be read soon, where the rows lie apart.
     #[inline(always)]
     pub(crate) fn prefetch(&self, p: usize) {
-        assert!(p < self.count);
         if self.first.stride == self.first.cols {
             return;
         }
         for i in 0..self.first.rows {
-            let start = self.first.start.wrapping_add(p * self.step + i * self.first.stride);
-            // SAFETY: the element lies in `data` (checked by `new`); a prefetch reads and writes nothing, and SSE is part of x86-64.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(start.cast());
-            }
+            self.first.prefetch(i, p * self.step);
         }
     }
 
@@ -482,14 +493,7 @@ impl<'a, T: Copy> RowsMut<'a, T> {
     /// Asks for row `i` to be brought near, to be written soon.
     #[inline(always)]
     pub(crate) fn prefetch(&self, i: usize) {
-        assert!(i < self.rows && self.cols > 0);
-        // SAFETY: the element lies between the first and the last, which lie in `data` (checked by `new`); a prefetch reads and
-        // writes nothing, and SSE is part of x86-64.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.start.add(i * self.stride).cast());
-        }
+        self.read().prefetch(i, 0);
     }
 
     /// `len` elements of row `i` from column `j` on.
@@ -499,6 +503,101 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         // SAFETY: the elements lie between the first and the last, which lie in `data` (checked by `new`, or by `CellsMut::new`, whose
         // parts share no element); these are borrowed mutably by `self`, as `self` is by the slice.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.stride + j), len) }
+    }
+}
+
+/// Rows that become others, or that are written over: read and written at the same places, by vectors.
+pub(crate) struct Transfer<'a, T> {
+    from: *const T,
+    from_stride: usize,
+    to: RowsMut<'a, T>,
+    /// Whether the caches are passed by.
+    is_past: bool,
+    read: PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Element> Transfer<'a, T> {
+    /// From rows of the same number and length; or over what is there.
+    #[inline(always)]
+    pub(crate) fn new(from: Option<Rows<'a, T>>, to: RowsMut<'a, T>) -> Self {
+        let (start, stride) = match from {
+            Some(from) => {
+                assert!(from.rows == to.rows && from.cols == to.cols);
+                (from.start, from.stride)
+            }
+            None => (to.start.cast_const(), to.stride),
+        };
+        Transfer { from: start, from_stride: stride, to, is_past: false, read: PhantomData }
+    }
+
+    /// Writes past the caches if so, where a vector's worth begins at a multiple of its size: for what is so large that it would
+    /// drive out all else and be gone itself when it is read.
+    ///
+    /// Such stores wait in buffers of their own, in any order: dropping this makes them visible. Nobody else can have a view of the
+    /// elements until then, as it borrows them mutably.
+    #[inline(always)]
+    pub(crate) fn past(mut self, is_past: bool) -> Self {
+        self.is_past = is_past;
+        self
+    }
+
+    /// Number of rows and of columns.
+    #[inline(always)]
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.to.rows, self.to.cols)
+    }
+
+    /// Columns of row `i` before one that begins a line of 64 bytes, if that matters because the caches are passed by.
+    #[inline(always)]
+    pub(crate) fn unaligned(&self, i: usize) -> usize {
+        if !self.is_past {
+            return 0;
+        }
+        let address = self.to.start.wrapping_add(i * self.to.stride).addr();
+        (address.next_multiple_of(64) - address) / size_of::<T>()
+    }
+
+    /// `len` elements of row `i` from column `j` on, at most a vector.
+    #[inline(always)]
+    pub(crate) fn load<V: Lanes<Elem = T>>(&self, i: usize, j: usize, len: usize) -> V {
+        assert!(i < self.to.rows && j <= self.to.cols && len <= self.to.cols - j);
+        // SAFETY: the elements lie between the first and the last of `from`, which has as many rows and columns as `to`; or they are
+        // `to`'s, which `self` borrows mutably and which nobody writes while this slice is there.
+        V::load_up_to(unsafe { std::slice::from_raw_parts(self.from.add(i * self.from_stride + j), len) })
+    }
+
+    /// Asks for the lines of an element to be brought near, to be read and written soon; it may lie anywhere, even outside.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, i: usize, j: usize) {
+        prefetch(self.from.wrapping_add(i.wrapping_mul(self.from_stride).wrapping_add(j)));
+        if !self.is_past {
+            prefetch(self.to.start.wrapping_add(i.wrapping_mul(self.to.stride).wrapping_add(j)));
+        }
+    }
+
+    /// Writes `len` elements of row `i` from column `j` on, at most a vector.
+    #[inline(always)]
+    pub(crate) fn store<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize, value: V) {
+        let to = self.to.slice(i, j, len);
+        if len == V::WIDTH && self.is_past {
+            // SAFETY: dropping `self` fences, on the thread that stored.
+            unsafe { value.stream(to) }
+        } else {
+            value.store_up_to(to);
+        }
+    }
+}
+
+impl<T> Drop for Transfer<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.is_past {
+            // SAFETY: SSE is part of x86-64.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                std::arch::x86_64::_mm_sfence();
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The normalisation itself: one subtraction and one multiply-add an element.
 
-use super::map::{self, Apart, InPlace, Map, Values};
-use super::shape::{Grid, Planes};
+use super::map::{self, Map, Values};
+use super::shape::{Grid, Planes, Reach};
 use super::sums::PerColumn;
 use super::{BatchNorm, Constants, Moments, ROWS, ROWS_OF_SAVED, statistics};
 use crate::kernels::Activation;
@@ -38,21 +38,27 @@ pub(super) fn parts(len: usize, cols: usize) -> impl Iterator<Item = (usize, usi
     [(0, rows, cols), (rows * cols, 1, rest)].into_iter().filter(|&(_, rows, cols)| rows > 0 && cols > 0)
 }
 
-/// Normalises by rows; without `x` over `y`.
+/// Normalises by rows; without `x` over `y`. The constants are those of the columns from `shift` on, the first ones last: so many elements
+/// are written by themselves, and rows begin behind them.
 pub(super) fn by_rows<T: Element>(
     x: Option<&[T]>,
     y: &mut [T],
-    grid: Grid,
+    (grid, shift): (Grid, usize),
     constants: Constants<&[T]>,
     activation: Activation,
 ) {
     let isa = Isa::current();
-    let (cols, block) = (grid.cols, ROWS * grid.cols);
+    let (cols, reach, block) = (grid.cols, grid.reach_of_rows::<T>(), ROWS * grid.cols);
     let cost = Cost { flops: 3 * y.len(), bytes: 2 * size_of_val(y) };
+    let (head, y) = y.split_at_mut(shift);
+    if shift > 0 {
+        let (x, constants) = (x.map(|x| &x[..shift]), constants.last(shift));
+        isa.run(ApplyRows { x, y: head, cols: shift, constants, activation, reach: Reach::Near });
+    }
     let tasks = y.len().div_ceil(block);
-    let work = (x.map(|data| Blocks { data, block }), BlocksMut { data: y, block });
+    let work = (x.map(|x| Blocks { data: &x[shift..], block }), BlocksMut { data: y, block });
     parallel::for_each(tasks, cost, work, |_, (x, y)| {
-        isa.run(ApplyRows { x: x.map(|x| x.data), y: y.data, cols, constants, activation });
+        isa.run(ApplyRows { x: x.map(|x| x.data), y: y.data, cols, constants, activation, reach });
     });
 }
 
@@ -62,6 +68,7 @@ struct ApplyRows<'a, T> {
     cols: usize,
     constants: Constants<&'a [T]>,
     activation: Activation,
+    reach: Reach,
 }
 
 impl<T: Element> Kernel<T> for ApplyRows<'_, T> {
@@ -72,14 +79,10 @@ impl<T: Element> Kernel<T> for ApplyRows<'_, T> {
         for (start, rows, cols) in parts(self.y.len(), self.cols) {
             let to = RowsMut::new(&mut self.y[start..], rows, cols, cols);
             let from = self.x.map(|x| Rows::new(&x[start..], rows, cols, cols));
-            let (c, shape) = (self.constants, (rows, cols));
-            match (self.activation, from) {
-                (Activation::Identity, Some(from)) => {
-                    map::down::<V, _>(Normalise::<_, false>(c), shape, Apart { from, to })
-                }
-                (Activation::Identity, None) => map::down::<V, _>(Normalise::<_, false>(c), shape, InPlace(to)),
-                (Activation::Relu, Some(from)) => map::down::<V, _>(Normalise::<_, true>(c), shape, Apart { from, to }),
-                (Activation::Relu, None) => map::down::<V, _>(Normalise::<_, true>(c), shape, InPlace(to)),
+            let c = self.constants;
+            match self.activation {
+                Activation::Identity => map::write::<V, _, true>(Normalise::<_, false>(c), from, to, self.reach),
+                Activation::Relu => map::write::<V, _, true>(Normalise::<_, true>(c), from, to, self.reach),
             }
         }
     }
@@ -141,7 +144,7 @@ pub(super) fn by_planes<T: Element>(
             }
             _ => unreachable!("a batch's own statistics are not taken in place"),
         };
-        isa.run(ApplyPlanes { x, y: y.cells, planes, constants, activation: norm.activation });
+        isa.run(ApplyPlanes { x, y: y.cells, constants, activation: norm.activation, reach: planes.reach });
     });
 }
 
@@ -164,9 +167,9 @@ impl<T: Element> Kernel<T> for ChannelMoments<'_, T> {
 struct ApplyPlanes<'a, T> {
     x: Option<Rows<'a, T>>,
     y: CellsMut<'a, T>,
-    planes: Planes,
     constants: Constants<T>,
     activation: Activation,
+    reach: Reach,
 }
 
 impl<T: Element> Kernel<T> for ApplyPlanes<'_, T> {
@@ -174,15 +177,10 @@ impl<T: Element> Kernel<T> for ApplyPlanes<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let shape = (self.planes.shape.n, self.planes.shape.l);
         let (c, to) = (self.constants.same(), self.y.into_rows());
-        match (self.activation, self.x) {
-            (Activation::Identity, Some(from)) => {
-                map::along::<V, _>(Normalise::<_, false>(c), shape, Apart { from, to })
-            }
-            (Activation::Identity, None) => map::along::<V, _>(Normalise::<_, false>(c), shape, InPlace(to)),
-            (Activation::Relu, Some(from)) => map::along::<V, _>(Normalise::<_, true>(c), shape, Apart { from, to }),
-            (Activation::Relu, None) => map::along::<V, _>(Normalise::<_, true>(c), shape, InPlace(to)),
+        match self.activation {
+            Activation::Identity => map::write::<V, _, false>(Normalise::<_, false>(c), self.x, to, self.reach),
+            Activation::Relu => map::write::<V, _, false>(Normalise::<_, true>(c), self.x, to, self.reach),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The two passes of the backward step: sums per channel, then the input gradient.
 
 use super::apply::{Channels, parts};
-use super::map::{self, Apart, InPlace, Map, Values};
-use super::shape::{Grid, Leaf, Planes, widen};
+use super::map::{self, Map, Values};
+use super::shape::{Grid, Leaf, Planes, Reach, widen};
 use super::sums::{self, PerColumn, Same, Source, Terms};
 use super::{ABREAST, BatchNorm, Constants, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
@@ -47,6 +47,11 @@ impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool> Source<V> for Upstream<'a,
 
 impl<V: Lanes, const RELU: bool> Terms<V> for UpstreamTerms<'_, V, RELU> {
     #[inline(always)]
+    fn prefetch(&self, i: usize, j: usize) {
+        self.x.prefetch(i, j);
+        self.dy.prefetch(i, j);
+    }
+    #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize) -> (V, V) {
         let (x, dy) = (V::load_up_to(self.x.slice(i, j, len)), V::load_up_to(self.dy.slice(i, j, len)));
         masked::<V, RELU>(&self.constants, x, dy)
@@ -82,6 +87,8 @@ pub(super) fn sums_by_rows<T: Element>(
 /// What [`sums_by_rows`] left, as the gradients of gamma and beta and as what pass 2 needs of each column.
 pub(super) struct Finish<'a, 'b, T> {
     pub(super) grid: Grid,
+    /// Columns that come last in the slopes.
+    pub(super) shift: usize,
     /// Values of a channel.
     pub(super) count: usize,
     pub(super) saved: &'a Saved<'b, T>,
@@ -98,7 +105,7 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) -> bool {
-        let Finish { grid, count, saved, partial, mut dgamma, mut dbeta, mut slopes } = self;
+        let Finish { grid, shift, count, saved, partial, mut dgamma, mut dbeta, mut slopes } = self;
         let channels = saved.rows[0].len();
         let mut any_scaled = false;
         for first in (0..channels).step_by(ABREAST) {
@@ -135,6 +142,7 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
                     any_scaled |= all[k].is_scaled != T::ZERO;
                     let rows = [all[k].first, all[k].second, all[k].is_scaled, all[k].rstd];
                     for j in grid.columns_of(first + k, grid.cols) {
+                        let j = if j < shift { j + grid.cols - shift } else { j - shift };
                         for row in 0..ROWS_OF_SLOPES {
                             slopes[row * grid.cols + j] = rows[row];
                         }
@@ -239,6 +247,24 @@ pub(super) enum Path<P> {
     Scaled(Slopes<P>),
 }
 
+impl<'a, T: Copy> Path<&'a [T]> {
+    /// That of the last `count` columns.
+    fn last(self, count: usize) -> Self {
+        let last = |row: &'a [T]| &row[row.len() - count..];
+        let of = |s: Slopes<&'a [T]>| Slopes {
+            first: last(s.first),
+            second: last(s.second),
+            is_scaled: last(s.is_scaled),
+            rstd: last(s.rstd),
+        };
+        match self {
+            Path::Frozen => Path::Frozen,
+            Path::Direct(slopes) => Path::Direct(of(slopes)),
+            Path::Scaled(slopes) => Path::Scaled(of(slopes)),
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Frozen<'a, T, P, const RELU: bool> {
     x: Rows<'a, T>,
@@ -260,6 +286,12 @@ impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool> Map<V> for Frozen<'a, V::E
 }
 
 impl<V: Lanes, const RELU: bool> Values<V> for FrozenLanes<'_, V, RELU> {
+    #[inline(always)]
+    fn prefetch(&self, i: usize, j: usize) {
+        if RELU {
+            self.x.prefetch(i, j);
+        }
+    }
     #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize, dy: V) -> V {
         if !RELU {
@@ -300,6 +332,10 @@ impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool, const SCALED: bool> Map<V>
 
 impl<V: Lanes, const RELU: bool, const SCALED: bool> Values<V> for BatchLanes<'_, V, RELU, SCALED> {
     #[inline(always)]
+    fn prefetch(&self, i: usize, j: usize) {
+        self.x.prefetch(i, j);
+    }
+    #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize, dy: V) -> V {
         let (a, slopes) = (self.constants.a, &self.slopes);
         let (dz, t) = masked::<V, RELU>(&self.constants, V::load_up_to(self.x.slice(i, j, len)), dy);
@@ -313,23 +349,31 @@ impl<V: Lanes, const RELU: bool, const SCALED: bool> Values<V> for BatchLanes<'_
     }
 }
 
-/// Pass 2 by rows; without `dy` over `dx`.
+/// Pass 2 by rows; without `dy` over `dx`. Constants and slopes are those of the columns from `shift` on, as in
+/// [`apply::by_rows`](super::apply::by_rows).
 pub(super) fn input_by_rows<T: Element>(
     x: &[T],
     dy: Option<&[T]>,
     dx: &mut [T],
-    grid: Grid,
+    (grid, shift): (Grid, usize),
     constants: Constants<&[T]>,
     path: Path<&[T]>,
     activation: Activation,
 ) {
     let isa = Isa::current();
-    let (cols, block) = (grid.cols, ROWS * grid.cols);
+    let (cols, reach, block) = (grid.cols, grid.reach_of_rows::<T>(), ROWS * grid.cols);
     let cost = Cost { flops: 7 * x.len(), bytes: 3 * size_of_val(x) };
-    let tasks = x.len().div_ceil(block);
-    let work = ((Blocks { data: x, block }, dy.map(|data| Blocks { data, block })), BlocksMut { data: dx, block });
-    parallel::for_each(tasks, cost, work, |_, ((x, dy), dx)| {
-        isa.run(InputRows { x: x.data, dy: dy.map(|dy| dy.data), dx: dx.data, cols, constants, path, activation });
+    let (head, dx) = dx.split_at_mut(shift);
+    if shift > 0 {
+        let (x, dy) = (&x[..shift], dy.map(|dy| &dy[..shift]));
+        let (constants, path) = (constants.last(shift), path.last(shift));
+        isa.run(InputRows { x, dy, dx: head, cols: shift, constants, path, activation, reach: Reach::Near });
+    }
+    let part = |data| Blocks { data, block };
+    let work = ((part(&x[shift..]), dy.map(|dy| part(&dy[shift..]))), BlocksMut { data: dx, block });
+    parallel::for_each((x.len() - shift).div_ceil(block), cost, work, |_, ((x, dy), dx)| {
+        let (x, dy, dx) = (x.data, dy.map(|dy| dy.data), dx.data);
+        isa.run(InputRows { x, dy, dx, cols, constants, path, activation, reach });
     });
 }
 
@@ -341,6 +385,7 @@ struct InputRows<'a, T> {
     constants: Constants<&'a [T]>,
     path: Path<&'a [T]>,
     activation: Activation,
+    reach: Reach,
 }
 
 impl<T: Element> Kernel<T> for InputRows<'_, T> {
@@ -355,7 +400,7 @@ impl<T: Element> Kernel<T> for InputRows<'_, T> {
                 dy: self.dy.map(|dy| view(&dy[start..])),
                 dx: RowsMut::new(&mut self.dx[start..], rows, cols, cols),
             };
-            data.write::<V, _, true>((rows, cols), self.constants, self.path, self.activation);
+            data.write::<V, _, true>(self.reach, self.constants, self.path, self.activation);
         }
     }
 }
@@ -371,40 +416,24 @@ impl<T: Element> Data<'_, T> {
     #[inline(always)]
     fn write<V: Lanes<Elem = T>, P: PerColumn<V>, const DOWN: bool>(
         self,
-        shape: (usize, usize),
+        reach: Reach,
         constants: Constants<P>,
         path: Path<P>,
         activation: Activation,
     ) {
-        let x = self.x;
-        match (path, activation) {
-            (Path::Frozen, Activation::Identity) => {
-                self.map::<V, _, DOWN>(Frozen::<_, _, false> { x, constants }, shape);
-            }
-            (Path::Frozen, Activation::Relu) => self.map::<V, _, DOWN>(Frozen::<_, _, true> { x, constants }, shape),
-            (Path::Direct(slopes), Activation::Identity) => {
-                self.map::<V, _, DOWN>(Batch::<_, _, false, false> { x, constants, slopes }, shape);
-            }
-            (Path::Direct(slopes), Activation::Relu) => {
-                self.map::<V, _, DOWN>(Batch::<_, _, true, false> { x, constants, slopes }, shape);
-            }
-            (Path::Scaled(slopes), Activation::Identity) => {
-                self.map::<V, _, DOWN>(Batch::<_, _, false, true> { x, constants, slopes }, shape);
-            }
-            (Path::Scaled(slopes), Activation::Relu) => {
-                self.map::<V, _, DOWN>(Batch::<_, _, true, true> { x, constants, slopes }, shape);
-            }
+        let Data { x, dy, dx } = self;
+        macro_rules! write {
+            ($map:ident<$($flag:literal),+> { $($slopes:ident)? }) => {
+                map::write::<V, _, DOWN>($map::<_, _, $($flag),+> { x, constants, $($slopes)? }, dy, dx, reach)
+            };
         }
-    }
-
-    #[inline(always)]
-    fn map<V: Lanes<Elem = T>, M: Map<V>, const DOWN: bool>(self, map: M, shape: (usize, usize)) {
-        let to = self.dx;
-        match (self.dy, DOWN) {
-            (Some(from), true) => map::down::<V, _>(map, shape, Apart { from, to }),
-            (None, true) => map::down::<V, _>(map, shape, InPlace(to)),
-            (Some(from), false) => map::along::<V, _>(map, shape, Apart { from, to }),
-            (None, false) => map::along::<V, _>(map, shape, InPlace(to)),
+        match (path, activation) {
+            (Path::Frozen, Activation::Identity) => write!(Frozen<false> {}),
+            (Path::Frozen, Activation::Relu) => write!(Frozen<true> {}),
+            (Path::Direct(slopes), Activation::Identity) => write!(Batch < false, false > { slopes }),
+            (Path::Direct(slopes), Activation::Relu) => write!(Batch < true, false > { slopes }),
+            (Path::Scaled(slopes), Activation::Identity) => write!(Batch < false, true > { slopes }),
+            (Path::Scaled(slopes), Activation::Relu) => write!(Batch < true, true > { slopes }),
         }
     }
 }
@@ -480,7 +509,7 @@ impl<T: Element> Kernel<T> for Channel<'_, '_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         let Channel { statistics, activation, planes, channel, saved, .. } = self;
-        let shape @ (n, l) = (planes.shape.n, planes.shape.l);
+        let (n, l) = (planes.shape.n, planes.shape.l);
         let view = |data| Rows::new(data, n, l, planes.stride());
         let (x, dy, dx) = (view(self.x), self.dy.map(view), self.dx.map(CellsMut::into_rows));
         let constants = saved.constants().of(channel).same();
@@ -498,9 +527,11 @@ impl<T: Element> Kernel<T> for Channel<'_, '_, T> {
                     let (x, dy) = (runs.of(x), runs.of(dy));
                     let (dz, dzt) = match activation {
                         Activation::Identity => {
-                            sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, shape)
+                            sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, shape, planes.reach)
                         }
-                        Activation::Relu => sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, shape),
+                        Activation::Relu => {
+                            sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, shape, planes.reach)
+                        }
                     };
                     sums.dz += dz;
                     sums.dzt += dzt;
@@ -526,7 +557,7 @@ impl<T: Element> Kernel<T> for Channel<'_, '_, T> {
             }
         }
         if let Some(dx) = dx {
-            Data { x, dy, dx }.write::<V, _, false>(shape, constants, path, activation);
+            Data { x, dy, dx }.write::<V, _, false>(planes.reach, constants, path, activation);
         }
     }
 }

@@ -1,9 +1,31 @@
 //! Writing one tensor, element by element, from another and from constants of its channels.
 
-use crate::simd::{Lanes, Rows, RowsMut};
+use super::shape::Reach;
+use crate::simd::{Lanes, Rows, RowsMut, Transfer};
 
 /// Rows that are written before the next columns are: their constants are loaded once for all.
 const ABREAST: usize = 8;
+
+/// Elements between what is used and what is asked for.
+const AHEAD: usize = 256;
+
+/// The same where memory is gone over in order.
+const AHEAD_IN_ORDER: usize = 2048;
+
+/// Bytes of a row from which on rows that are far are written one by one: stores past the caches to lines 2 KiB apart took twice as long
+/// as in order.
+const WIDE: usize = 1024;
+
+/// What to ask for at element `j` of a run of `len`: how many runs below this one, and which of its elements. At the end of a run that is
+/// in the next one, which no processor foresees.
+#[inline(always)]
+pub(super) fn ahead(j: usize, len: usize) -> (usize, usize) {
+    match j + AHEAD {
+        _ if len <= AHEAD => (AHEAD.div_ceil(len), j),
+        at if at < len => (0, at),
+        at => (1, at - len),
+    }
+}
 
 /// What becomes of elements.
 pub(super) trait Map<V: Lanes>: Copy {
@@ -16,48 +38,31 @@ pub(super) trait Map<V: Lanes>: Copy {
 pub(super) trait Values<V: Lanes> {
     /// Of `input`, at row `i` and columns `j..j + len`, counted from the block's first.
     fn at(&self, i: usize, j: usize, len: usize, input: V) -> V;
+    /// Asks for what else is read at row `i` and column `j` to be brought near.
+    fn prefetch(&self, _i: usize, _j: usize) {}
 }
 
-/// Where elements come from and where they go.
-pub(super) trait Target<T> {
-    fn load<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize) -> V;
-    fn store<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize, value: V);
-}
-
-/// From one tensor to another.
-pub(super) struct Apart<'a, T> {
-    pub(super) from: Rows<'a, T>,
-    pub(super) to: RowsMut<'a, T>,
-}
-
-/// Over what was read.
-pub(super) struct InPlace<'a, T>(pub(super) RowsMut<'a, T>);
-
-impl<T: Copy> Target<T> for Apart<'_, T> {
-    #[inline(always)]
-    fn load<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize) -> V {
-        V::load_up_to(self.from.slice(i, j, len))
-    }
-    #[inline(always)]
-    fn store<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize, value: V) {
-        value.store_up_to(self.to.slice(i, j, len));
-    }
-}
-
-impl<T: Copy> Target<T> for InPlace<'_, T> {
-    #[inline(always)]
-    fn load<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize) -> V {
-        V::load_up_to(self.0.slice(i, j, len))
-    }
-    #[inline(always)]
-    fn store<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize, value: V) {
-        value.store_up_to(self.0.slice(i, j, len));
-    }
-}
-
-/// Every row has the constants of its columns.
+/// Writes `to` from `from`, or over itself: down columns that have constants of their own, or along rows that share theirs.
 #[inline(always)]
-pub(super) fn down<V: Lanes, M: Map<V>>(map: M, (rows, cols): (usize, usize), mut data: impl Target<V::Elem>) {
+pub(super) fn write<V: Lanes, M: Map<V>, const DOWN: bool>(
+    map: M,
+    from: Option<Rows<'_, V::Elem>>,
+    to: RowsMut<'_, V::Elem>,
+    reach: Reach,
+) {
+    let data = Transfer::new(from, to);
+    match reach {
+        _ if !DOWN => along::<V, M>(map, data, reach),
+        Reach::Near => down::<V, M, false>(map, data),
+        _ if data.shape().1 * size_of::<V::Elem>() < WIDE => down::<V, M, true>(map, data.past(reach == Reach::Past)),
+        _ => in_order::<V, M>(map, data.past(reach == Reach::Past)),
+    }
+}
+
+/// Some rows at a time, so that constants are loaded once for all of them.
+#[inline(always)]
+fn down<V: Lanes, M: Map<V>, const FAR: bool>(map: M, mut data: Transfer<'_, V::Elem>) {
+    let (rows, cols) = data.shape();
     for first in (0..rows).step_by(ABREAST) {
         let count = ABREAST.min(rows - first);
         let mut j = 0;
@@ -65,6 +70,10 @@ pub(super) fn down<V: Lanes, M: Map<V>>(map: M, (rows, cols): (usize, usize), mu
             let values =
                 [map.block((first, count), (j, V::WIDTH)), map.block((first, count), (j + V::WIDTH, V::WIDTH))];
             for i in 0..count {
+                if FAR {
+                    data.prefetch(first + i + ABREAST, j);
+                    values[0].prefetch(i + ABREAST, 0);
+                }
                 for k in 0..2 {
                     let at = j + k * V::WIDTH;
                     let input = data.load::<V>(first + i, at, V::WIDTH);
@@ -85,20 +94,67 @@ pub(super) fn down<V: Lanes, M: Map<V>>(map: M, (rows, cols): (usize, usize), mu
     }
 }
 
-/// All elements have the same constants.
+/// Row by row, so that memory is gone over in one direction; constants are loaded again for each row.
 #[inline(always)]
-pub(super) fn along<V: Lanes, M: Map<V>>(map: M, (runs, len): (usize, usize), mut data: impl Target<V::Elem>) {
+fn in_order<V: Lanes, M: Map<V>>(map: M, mut data: Transfer<'_, V::Elem>) {
+    let (rows, cols) = data.shape();
+    for i in 0..rows {
+        let mut j = 0;
+        while j + 2 * V::WIDTH <= cols {
+            data.prefetch(i, j + AHEAD_IN_ORDER);
+            map.block((i, 1), (j, V::WIDTH)).prefetch(0, AHEAD_IN_ORDER);
+            for k in 0..2 {
+                one::<V, M>(map, &mut data, i, j + k * V::WIDTH, V::WIDTH);
+            }
+            j += 2 * V::WIDTH;
+        }
+        while j < cols {
+            let len = V::WIDTH.min(cols - j);
+            one::<V, M>(map, &mut data, i, j, len);
+            j += len;
+        }
+    }
+}
+
+#[inline(always)]
+fn one<V: Lanes, M: Map<V>>(map: M, data: &mut Transfer<'_, V::Elem>, i: usize, j: usize, len: usize) {
+    let input = data.load::<V>(i, j, len);
+    data.store(i, j, len, map.block((i, 1), (j, len)).at(0, 0, len, input));
+}
+
+#[inline(always)]
+fn along<V: Lanes, M: Map<V>>(map: M, data: Transfer<'_, V::Elem>, reach: Reach) {
+    let (runs, len) = data.shape();
+    let mut data = data.past(reach == Reach::Past);
     let values = map.block((0, runs), (0, len));
     for i in 0..runs {
+        // So that what follows begins with a line.
+        let start = data.unaligned(i).min(len);
         let mut j = 0;
-        while j + V::WIDTH <= len {
-            let input = data.load::<V>(i, j, V::WIDTH);
-            data.store(i, j, V::WIDTH, values.at(i, j, V::WIDTH, input));
-            j += V::WIDTH;
+        while j < start {
+            let part = V::WIDTH.min(start - j);
+            let input = data.load::<V>(i, j, part);
+            data.store(i, j, part, values.at(i, j, part, input));
+            j += part;
         }
-        if j < len {
-            let input = data.load::<V>(i, j, len - j);
-            data.store(i, j, len - j, values.at(i, j, len - j, input));
+        while j + 2 * V::WIDTH <= len {
+            if reach >= Reach::Far {
+                let (below, column) = ahead(j, len);
+                data.prefetch(i + below, column);
+                values.prefetch(i + below, column);
+            }
+            for k in 0..2 {
+                let at = j + k * V::WIDTH;
+                let input = data.load::<V>(i, at, V::WIDTH);
+                data.store(i, at, V::WIDTH, values.at(i, at, V::WIDTH, input));
+            }
+            j += 2 * V::WIDTH;
+        }
+        while j < len {
+            let part = V::WIDTH.min(len - j);
+            let input = data.load::<V>(i, j, part);
+            data.store(i, j, part, values.at(i, j, part, input));
+            j += part;
         }
     }
 }

@@ -11,6 +11,7 @@
 //! Which way, and every boundary in it, follows from the shape alone.
 
 use super::{ABREAST, LEAF, TILE};
+use crate::machine;
 use crate::simd::{Element, Rows};
 
 /// Values of a plane from which on it is worth walking along: a group of lanes.
@@ -28,6 +29,28 @@ pub(super) struct Shape {
     pub(super) l: usize,
 }
 
+/// Where tensors of a size are found, by what the last cache holds of them. It decides how they are fetched and stored, and changes no
+/// result by a bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    /// In a cache.
+    Near,
+    /// In the last cache at best: what comes next is asked for early.
+    Far,
+    /// In memory: what is written goes there past the caches.
+    Past,
+}
+
+impl Reach {
+    fn of(bytes: usize) -> Self {
+        match machine::last_cache() {
+            last if bytes > last / 4 => Reach::Past,
+            last if bytes > last / 8 => Reach::Far,
+            _ => Reach::Near,
+        }
+    }
+}
+
 /// How a tensor is walked through.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Walk {
@@ -43,14 +66,15 @@ impl Shape {
 
     pub(super) fn walk<T>(self) -> Walk {
         let Shape { n, c, l } = self;
+        let reach = Reach::of(size_of::<T>().saturating_mul(n * c * l));
         if l >= PLANE {
-            return Walk::Planes(Planes { shape: self });
+            return Walk::Planes(Planes { shape: self, reach });
         }
         let (unit, lanes) = (c * l, 64 / size_of::<T>());
         // The lanes are a power of two, so the greatest common divisor is the lowest bit of either.
         let joined = if unit > JOINED { 1 } else { lanes >> (lanes | unit).trailing_zeros() };
         let joined = if n / joined < TILE { 1 } else { joined };
-        Walk::Rows(Grid { cols: unit * joined, rows: n / joined, tail: n % joined * unit, shape: self })
+        Walk::Rows(Grid { cols: unit * joined, rows: n / joined, tail: n % joined * unit, shape: self, reach })
     }
 }
 
@@ -64,6 +88,7 @@ pub(super) struct Grid {
     /// Elements behind the last whole row.
     tail: usize,
     shape: Shape,
+    pub(super) reach: Reach,
 }
 
 /// A part of a [`Grid`].
@@ -84,6 +109,25 @@ impl Grid {
     /// Whether every column is a channel of its own.
     pub(super) fn is_plain(self) -> bool {
         self.cols == self.shape.c
+    }
+
+    /// Whether all rows begin at the same place of a line.
+    fn rows_begin_alike<T>(self) -> bool {
+        (self.cols * size_of::<T>()).is_multiple_of(64)
+    }
+
+    /// How rows are written: past the caches only whole lines.
+    pub(super) fn reach_of_rows<T>(self) -> Reach {
+        if self.rows_begin_alike::<T>() { self.reach } else { self.reach.min(Reach::Far) }
+    }
+
+    /// Elements of `to` before the first that begins a line, if it is written past the caches.
+    pub(super) fn unaligned<T>(self, to: &[T]) -> usize {
+        let address = to.as_ptr().addr();
+        match self.reach_of_rows::<T>() {
+            Reach::Past => (address.next_multiple_of(64) - address) / size_of::<T>(),
+            _ => 0,
+        }
     }
 
     /// The columns of a channel, of which only those below `cols` are there.
@@ -150,6 +194,7 @@ pub(super) fn widen<T: Element>(row: &[T]) -> [f64; ABREAST] {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes {
     pub(super) shape: Shape,
+    pub(super) reach: Reach,
 }
 
 /// A part of one channel: runs of neighbouring values, one in each of several images.

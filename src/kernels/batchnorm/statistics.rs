@@ -1,6 +1,6 @@
 //! Mean and variance per channel: sums of a leaf about a shift, merged.
 
-use super::shape::{Grid, Leaf, Planes};
+use super::shape::{Grid, Leaf, Planes, Reach};
 use super::sums::{self, Deviations, Same};
 use super::{ABREAST, BatchNorm, Moments, Saved, TILE, rstd};
 use crate::parallel::{self, BlocksMut, Cost};
@@ -102,7 +102,7 @@ impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
 #[inline(always)]
 pub(super) fn of_channel<V: Lanes>(x: Rows<'_, V::Elem>, planes: Planes, eps: f64, parts: &mut [V::Elem]) -> Moments {
     for (runs, part) in planes.leaves().zip(parts.chunks_exact_mut(PARTS_OF_LEAF)) {
-        let (shift, sum, squares) = of_runs::<V>(runs.of(x), (runs.count, runs.len));
+        let (shift, sum, squares) = of_runs::<V>(runs.of(x), (runs.count, runs.len), planes.reach);
         let ((sum, sum_low), (squares, squares_low)) = (V::Elem::split(sum), V::Elem::split(squares));
         part.copy_from_slice(&[shift, sum, sum_low, squares, squares_low]);
     }
@@ -122,7 +122,7 @@ pub(super) const PARTS_OF_LEAF: usize = 5;
 
 /// Shift, sum and sum of squares of a leaf.
 #[inline(always)]
-fn of_runs<V: Lanes>(x: Rows<'_, V::Elem>, shape: (usize, usize)) -> (V::Elem, f64, f64) {
+fn of_runs<V: Lanes>(x: Rows<'_, V::Elem>, shape: (usize, usize), reach: Reach) -> (V::Elem, f64, f64) {
     let n = (shape.0 * shape.1) as f64;
     // The mean of the first values: a power of two of equal ones add up and are divided exactly.
     let first = x.slice(0, 0, TILE);
@@ -136,10 +136,10 @@ fn of_runs<V: Lanes>(x: Rows<'_, V::Elem>, shape: (usize, usize)) -> (V::Elem, f
         }
     }
     let mut shift = sums[0] * V::Elem::from_f64(1.0 / TILE as f64);
-    let mut found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape);
+    let mut found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape, reach);
     if is_far(n, found.0, found.1) {
         shift = V::Elem::from_f64(shift.to_f64() + found.0 / n);
-        found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape);
+        found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape, reach);
     }
     (shift, found.0, found.1)
 }

@@ -4,6 +4,8 @@
 //! chain, 8 such chains in another, and 8 of those: 32 roundings for a leaf of 1024 rows. Then f64 takes over.
 
 use super::TILE;
+use super::map::ahead;
+use super::shape::Reach;
 use crate::simd::{Element, Lanes, Rows};
 
 /// Rows whose tiles are added up before they join the leaf's.
@@ -22,6 +24,8 @@ pub(super) trait Source<V: Lanes>: Copy {
 pub(super) trait Terms<V: Lanes> {
     /// u and v at row `i` and columns `j..j + len`, counted from the block's first; in lanes past `len` anything finite.
     fn at(&self, i: usize, j: usize, len: usize) -> (V, V);
+    /// Asks for what is read at row `i` and column `j` to be brought near.
+    fn prefetch(&self, i: usize, j: usize);
 }
 
 /// A number for each column, or one for all.
@@ -57,9 +61,9 @@ pub(super) fn down<V: Lanes, S: Source<V>>(source: S, (rows, cols): (usize, usiz
         for tile in (first..end).step_by(TILE) {
             let is_first = tile == first;
             if end - tile >= TILE {
-                tiles::<V, S, TILE>(source, tile, TILE, cols, is_first, block);
+                tiles::<V, S, TILE>(source, (tile, TILE), cols, is_first, block);
             } else {
-                tiles::<V, S, 0>(source, tile, end - tile, cols, is_first, block);
+                tiles::<V, S, 0>(source, (tile, end - tile), cols, is_first, block);
             }
         }
         if first == 0 {
@@ -76,8 +80,7 @@ pub(super) fn down<V: Lanes, S: Source<V>>(source: S, (rows, cols): (usize, usiz
 #[inline(always)]
 fn tiles<V: Lanes, S: Source<V>, const ROWS: usize>(
     source: S,
-    first: usize,
-    count: usize,
+    (first, count): (usize, usize),
     cols: usize,
     is_first: bool,
     sums: &mut [V::Elem],
@@ -125,7 +128,7 @@ fn put<V: Lanes>(sum: V, is_first: bool, to: &mut [V::Elem]) {
 
 /// Sums along the runs of a leaf: of u and of u v, all lanes together.
 #[inline(always)]
-pub(super) fn along<V: Lanes, S: Source<V>>(source: S, (runs, len): (usize, usize)) -> (f64, f64) {
+pub(super) fn along<V: Lanes, S: Source<V>>(source: S, (runs, len): (usize, usize), reach: Reach) -> (f64, f64) {
     let vectors = 2 * V::GROUP;
     let step = vectors * V::WIDTH;
     let mut numbers = [V::Elem::ZERO; 16];
@@ -140,6 +143,13 @@ pub(super) fn along<V: Lanes, S: Source<V>>(source: S, (runs, len): (usize, usiz
         let terms = source.block((run, 1), (0, len));
         let mut j = 0;
         while j + step <= len {
+            if reach >= Reach::Far {
+                let line = 64 / size_of::<V::Elem>();
+                for k in 0..step / line {
+                    let (below, column) = ahead(j + k * line, len);
+                    terms.prefetch(below, column);
+                }
+            }
             for k in 0..vectors {
                 let (u, v) = terms.at(0, j + k * V::WIDTH, V::WIDTH);
                 tile[0][k] = tile[0][k] + u;
@@ -225,6 +235,10 @@ impl<'a, V: Lanes, P: PerColumn<V>> Source<V> for Deviations<'a, V::Elem, P> {
 }
 
 impl<V: Lanes> Terms<V> for DeviationTerms<'_, V> {
+    #[inline(always)]
+    fn prefetch(&self, i: usize, j: usize) {
+        self.x.prefetch(i, j);
+    }
     #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize) -> (V, V) {
         let d = V::load_up_to(self.x.slice(i, j, len)) - self.shift;
