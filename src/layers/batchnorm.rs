@@ -35,8 +35,113 @@ impl Default for BatchNormOptions {
 /// # Shapes
 /// `x`, `y`: `[n, features]` or `[n, features, l]`.
 #[derive(Debug)]
-pub struct BatchNorm1d<T> {
-    features: usize,
+pub struct BatchNorm1d<T>(Norm<T>);
+
+impl<T: Element> BatchNorm1d<T> {
+    /// A layer with PyTorch's defaults: scale 1, shift 0, running mean 0, running variance 1.
+    ///
+    /// # Errors
+    /// If there are no features, or more than can be addressed.
+    pub fn new(features: usize) -> Result<Self> {
+        BatchNorm1d::with_options(features, BatchNormOptions::default())
+    }
+
+    /// A layer with other options.
+    ///
+    /// # Errors
+    /// If there are no features, or more than can be addressed; if eps is negative or not finite, or momentum is not finite.
+    pub fn with_options(features: usize, options: BatchNormOptions) -> Result<Self> {
+        Norm::new(features, options).map(BatchNorm1d)
+    }
+}
+
+/// A layer that is the [`Norm`] it holds.
+macro_rules! layer_of_norm {
+    ($layer:ident) => {
+        impl<T: Element> $layer<T> {
+            /// The options it was made with.
+            pub fn options(&self) -> BatchNormOptions {
+                self.0.options
+            }
+
+            /// Running mean and running (unbiased) variance, if they are kept.
+            pub fn running(&self) -> Option<(&[T], &[T])> {
+                self.0.running.as_ref().map(|r| (r.mean.data(), r.var.data()))
+            }
+
+            /// Number of training batches seen; PyTorch's `num_batches_tracked`.
+            pub fn num_batches_tracked(&self) -> u64 {
+                self.0.running.as_ref().map_or(0, |r| r.batches)
+            }
+        }
+
+        impl<T: Element> Layer<T> for $layer<T> {
+            fn describe(&self) -> String {
+                self.0.describe()
+            }
+
+            fn output_shape(&self, input: Shape) -> Result<Shape> {
+                self.0.output_shape(input)
+            }
+
+            fn saved_len(&self, input: Shape) -> usize {
+                self.0.saved_len(input)
+            }
+
+            fn scratch_len(&self, input: Shape) -> usize {
+                self.0.scratch_len(input)
+            }
+
+            fn infer(&self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
+                self.0.infer(x, y, scratch)
+            }
+
+            fn forward(
+                &mut self,
+                x: TensorRef<'_, T>,
+                y: TensorMut<'_, T>,
+                saved: &mut [T],
+                scratch: &mut [T],
+            ) -> Result<()> {
+                self.0.forward(x, y, saved, scratch)
+            }
+
+            fn backward(
+                &mut self,
+                x: TensorRef<'_, T>,
+                dy: TensorRef<'_, T>,
+                dx: Option<TensorMut<'_, T>>,
+                saved: &[T],
+                scratch: &mut [T],
+            ) -> Result<()> {
+                self.0.backward(x, dy, dx, saved, scratch)
+            }
+
+            fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
+                self.0.visit(f);
+            }
+
+            fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, T>)) {
+                self.0.visit_mut(f);
+            }
+
+            fn visit_buffers_mut(&mut self, f: &mut dyn FnMut(&'static str, &mut [T])) {
+                self.0.visit_buffers_mut(f);
+            }
+
+            fn visit_counts_mut(&mut self, f: &mut dyn FnMut(&'static str, &mut u64)) {
+                self.0.visit_counts_mut(f);
+            }
+        }
+    };
+}
+
+layer_of_norm!(BatchNorm1d);
+
+/// A normalisation of channels: what the layers have in common, and all but where their channels lie.
+#[derive(Debug)]
+struct Norm<T> {
+    channels: usize,
     options: BatchNormOptions,
     affine: Option<Affine<T>>,
     running: Option<Running<T>>,
@@ -57,22 +162,10 @@ struct Running<T> {
     batches: u64,
 }
 
-impl<T: Element> BatchNorm1d<T> {
-    /// A layer with PyTorch's defaults: scale 1, shift 0, running mean 0, running variance 1.
-    ///
-    /// # Errors
-    /// If there are no features, or more than can be addressed.
-    pub fn new(features: usize) -> Result<Self> {
-        BatchNorm1d::with_options(features, BatchNormOptions::default())
-    }
-
-    /// A layer with other options.
-    ///
-    /// # Errors
-    /// If there are no features, or more than can be addressed; if eps is negative or not finite, or momentum is not finite.
-    pub fn with_options(features: usize, options: BatchNormOptions) -> Result<Self> {
-        if features == 0 {
-            return Err(Error::shape("batchnorm", "at least one feature", 0));
+impl<T: Element> Norm<T> {
+    fn new(channels: usize, options: BatchNormOptions) -> Result<Self> {
+        if channels == 0 {
+            return Err(Error::shape("batchnorm", "at least one channel", 0));
         }
         if !(options.eps.is_finite() && options.eps >= 0.0) {
             return Err(Error::invalid("batchnorm: eps", options.eps, "finite and at least 0"));
@@ -80,7 +173,7 @@ impl<T: Element> BatchNorm1d<T> {
         if let Some(momentum) = options.momentum.filter(|m| !m.is_finite()) {
             return Err(Error::invalid("batchnorm: momentum", momentum, "finite"));
         }
-        let zeros = Tensor::zeros([features])?;
+        let zeros = Tensor::zeros([channels])?;
         let mut ones = zeros.clone();
         ones.data_mut().fill(T::ONE);
         let affine = options.affine.then(|| Affine {
@@ -90,27 +183,12 @@ impl<T: Element> BatchNorm1d<T> {
             dbeta: zeros.clone(),
         });
         let running = options.track_running_stats.then_some(Running { mean: zeros, var: ones, batches: 0 });
-        Ok(BatchNorm1d { features, options, affine, running })
-    }
-
-    /// The options it was made with.
-    pub fn options(&self) -> BatchNormOptions {
-        self.options
-    }
-
-    /// Running mean and running (unbiased) variance, if they are kept.
-    pub fn running(&self) -> Option<(&[T], &[T])> {
-        self.running.as_ref().map(|r| (r.mean.data(), r.var.data()))
-    }
-
-    /// Number of training batches seen; PyTorch's `num_batches_tracked`.
-    pub fn num_batches_tracked(&self) -> u64 {
-        self.running.as_ref().map_or(0, |r| r.batches)
+        Ok(Norm { channels, options, affine, running })
     }
 
     fn norm(&self, inner: usize) -> BatchNorm<'_, T> {
         BatchNorm {
-            channels: self.features,
+            channels: self.channels,
             inner,
             gamma: self.affine.as_ref().map(|a| a.gamma.data()),
             beta: self.affine.as_ref().map(|a| a.beta.data()),
@@ -125,34 +203,34 @@ fn inner(input: Shape) -> usize {
     input.dims().get(2).copied().unwrap_or(1)
 }
 
-impl<T: Element> Layer<T> for BatchNorm1d<T> {
+impl<T: Element> Layer<T> for Norm<T> {
     fn describe(&self) -> String {
-        format!("BatchNorm1d({})", self.features)
+        format!("BatchNorm1d({})", self.channels)
     }
 
     fn output_shape(&self, input: Shape) -> Result<Shape> {
         match input.dims() {
-            [_, features] | [_, features, _] if *features == self.features => Ok(input),
+            [_, features] | [_, features, _] if *features == self.channels => Ok(input),
             _ => {
-                let wanted = format!("[n, {features}] or [n, {features}, l]", features = self.features);
+                let wanted = format!("[n, {features}] or [n, {features}, l]", features = self.channels);
                 Err(Error::shape(self.describe(), wanted, input))
             }
         }
     }
 
     fn saved_len(&self, _input: Shape) -> usize {
-        batchnorm::saved_len(self.features)
+        batchnorm::saved_len(self.channels)
     }
 
     fn scratch_len(&self, input: Shape) -> usize {
-        let pass = batchnorm::scratch_len::<T>(input.dims()[0], self.features, inner(input));
+        let pass = batchnorm::scratch_len::<T>(input.dims()[0], self.channels, inner(input));
         // Evaluation keeps its constants in scratch as well.
-        pass + batchnorm::saved_len(self.features)
+        pass + batchnorm::saved_len(self.channels)
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
         check_output(self, x.shape(), y.shape(), scratch)?;
-        let (saved, scratch) = scratch.split_at_mut(batchnorm::saved_len(self.features));
+        let (saved, scratch) = scratch.split_at_mut(batchnorm::saved_len(self.channels));
         let norm = self.norm(inner(x.shape()));
         match &self.running {
             Some(running) => {
@@ -171,7 +249,7 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
         scratch: &mut [T],
     ) -> Result<()> {
         check_output(self, x.shape(), y.shape(), scratch)?;
-        let needed = batchnorm::saved_len(self.features);
+        let needed = batchnorm::saved_len(self.channels);
         expect_room(self, "saved", needed, saved.len())?;
         let saved = &mut saved[..needed];
         let inner = inner(x.shape());
@@ -194,9 +272,9 @@ impl<T: Element> Layer<T> for BatchNorm1d<T> {
         scratch: &mut [T],
     ) -> Result<()> {
         check_backward(self, x.shape(), dy.shape(), dx.as_ref(), saved, scratch)?;
-        let saved = &saved[..batchnorm::saved_len(self.features)];
+        let saved = &saved[..batchnorm::saved_len(self.channels)];
         let mut norm = BatchNorm {
-            channels: self.features,
+            channels: self.channels,
             inner: inner(x.shape()),
             gamma: None,
             beta: None,
