@@ -186,6 +186,14 @@ impl<T: Element> Norm<T> {
         Ok(Norm { channels, options, affine, running })
     }
 
+    /// Values of a channel that lie side by side; 1 where there are no values at all, however long a plane of them would be.
+    fn inner(&self, input: Shape) -> usize {
+        match input.dims() {
+            [_, _, l] if !input.is_empty() => *l,
+            _ => 1,
+        }
+    }
+
     fn norm(&self, inner: usize) -> BatchNorm<'_, T> {
         BatchNorm {
             channels: self.channels,
@@ -196,11 +204,6 @@ impl<T: Element> Norm<T> {
             activation: Activation::Identity,
         }
     }
-}
-
-/// Neighbouring values of a feature.
-fn inner(input: Shape) -> usize {
-    input.dims().get(2).copied().unwrap_or(1)
 }
 
 impl<T: Element> Layer<T> for Norm<T> {
@@ -223,15 +226,17 @@ impl<T: Element> Layer<T> for Norm<T> {
     }
 
     fn scratch_len(&self, input: Shape) -> usize {
-        let pass = batchnorm::scratch_len::<T>(input.dims()[0], self.channels, inner(input));
+        let Some(len) = input.checked_len() else { return usize::MAX };
+        let inner = self.inner(input);
+        let pass = batchnorm::scratch_len::<T>(len / self.channels / inner, self.channels, inner);
         // Evaluation keeps its constants in scratch as well.
-        pass + batchnorm::saved_len(self.channels)
+        pass.saturating_add(batchnorm::saved_len(self.channels))
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
         check_output(self, x.shape(), y.shape(), scratch)?;
         let (saved, scratch) = scratch.split_at_mut(batchnorm::saved_len(self.channels));
-        let norm = self.norm(inner(x.shape()));
+        let norm = self.norm(self.inner(x.shape()));
         match &self.running {
             Some(running) => {
                 let statistics = (running.mean.data(), running.var.data());
@@ -252,9 +257,8 @@ impl<T: Element> Layer<T> for Norm<T> {
         let needed = batchnorm::saved_len(self.channels);
         expect_room(self, "saved", needed, saved.len())?;
         let saved = &mut saved[..needed];
-        let inner = inner(x.shape());
-        batchnorm::forward(&self.norm(inner), x.data(), y.data(), saved, scratch)?;
-        let n = x.shape().dims()[0] * inner;
+        batchnorm::forward(&self.norm(self.inner(x.shape())), x.data(), y.data(), saved, scratch)?;
+        let n = x.data().len() / self.channels;
         if let Some(running) = self.running.as_mut().filter(|_| n > 0) {
             running.batches += 1;
             let momentum = self.options.momentum.unwrap_or(1.0 / running.batches as f64);
@@ -275,7 +279,7 @@ impl<T: Element> Layer<T> for Norm<T> {
         let saved = &saved[..batchnorm::saved_len(self.channels)];
         let mut norm = BatchNorm {
             channels: self.channels,
-            inner: inner(x.shape()),
+            inner: self.inner(x.shape()),
             gamma: None,
             beta: None,
             eps: self.options.eps,
