@@ -7,7 +7,16 @@ use std::fmt;
 /// Bytes to which the elements of a [`Tensor`] are aligned: a cache line, and a vector of AVX-512.
 pub const ALIGNMENT: usize = 64;
 
-/// The dimensions of a tensor, at most four, slowest first: `[n, c]`, `[n, c, l]` or `[n, c, h, w]`.
+/// How a batch of images lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ImageLayout {
+    /// `[n, c, h, w]`: a whole plane for each channel, as in PyTorch.
+    Nchw,
+    /// `[n, h, w, c]`: the channels of a pixel side by side.
+    Nhwc,
+}
+
+/// The dimensions of a tensor, at most four, slowest first: `[n, c]`, `[n, c, l]`, `[n, c, h, w]` or `[n, h, w, c]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [usize; 4],

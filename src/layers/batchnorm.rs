@@ -1,11 +1,12 @@
-//! The batch normalisation layer over `[n, c]` and `[n, c, l]`, with PyTorch's options; see [`kernels::batchnorm`](crate::kernels::batchnorm).
+//! The batch normalisation layers, with PyTorch's options: over features `[n, c]` and `[n, c, l]`, and over images in both layouts; see
+//! [`kernels::batchnorm`](crate::kernels::batchnorm).
 
 use super::{Layer, Parameter, ParameterMut, check_backward, check_output, expect_room};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
 use crate::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
 use crate::simd::Element;
-use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
+use crate::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
 
 /// PyTorch's options, with its names and defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,7 +52,52 @@ impl<T: Element> BatchNorm1d<T> {
     /// # Errors
     /// If there are no features, or more than can be addressed; if eps is negative or not finite, or momentum is not finite.
     pub fn with_options(features: usize, options: BatchNormOptions) -> Result<Self> {
-        Norm::new(features, options).map(BatchNorm1d)
+        Norm::new(None, features, options).map(BatchNorm1d)
+    }
+}
+
+/// Batch normalisation of images, in either layout.
+///
+/// As [`BatchNorm1d`], with all pixels of all images as the values of a channel: n h w of them make its statistics, so that one image
+/// is a batch to train on unless it is a single pixel.
+///
+/// # Shapes
+/// `x`, `y`: `[n, channels, h, w]` for [`ImageLayout::Nchw`], `[n, h, w, channels]` for [`ImageLayout::Nhwc`].
+///
+/// # Examples
+/// ```
+/// use evenkeel::layers::{BatchNorm2d, Layer};
+/// use evenkeel::tensor::{ImageLayout, Tensor};
+/// let mut layer = BatchNorm2d::<f64>::new(2, ImageLayout::Nhwc)?;
+/// // One image of 1 x 2 pixels: channel 0 is 1, 3 and channel 1 is 5, 5.
+/// let x = Tensor::from_slice([1, 1, 2, 2], &[1.0, 5.0, 3.0, 5.0])?;
+/// let mut y = Tensor::zeros(x.shape())?;
+/// let (mut saved, mut scratch) = (vec![0.0; layer.saved_len(x.shape())], vec![0.0; layer.scratch_len(x.shape())]);
+/// layer.forward(x.view(), y.view_mut(), &mut saved, &mut scratch)?;
+/// assert!((y.data()[2] - 1.0).abs() < 1e-5 && y.data()[3] == 0.0);
+/// // Mean 2 and unbiased variance 2 weigh a tenth beside the 0 and 1 from before.
+/// let (mean, var) = layer.running().unwrap();
+/// assert!((mean[0] - 0.2).abs() < 1e-15 && (var[0] - 1.1).abs() < 1e-15);
+/// # Ok::<(), evenkeel::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct BatchNorm2d<T>(Norm<T>);
+
+impl<T: Element> BatchNorm2d<T> {
+    /// A layer with PyTorch's defaults: scale 1, shift 0, running mean 0, running variance 1.
+    ///
+    /// # Errors
+    /// If there are no channels, or more than can be addressed.
+    pub fn new(channels: usize, layout: ImageLayout) -> Result<Self> {
+        BatchNorm2d::with_options(channels, layout, BatchNormOptions::default())
+    }
+
+    /// A layer with other options.
+    ///
+    /// # Errors
+    /// If there are no channels, or more than can be addressed; if eps is negative or not finite, or momentum is not finite.
+    pub fn with_options(channels: usize, layout: ImageLayout, options: BatchNormOptions) -> Result<Self> {
+        Norm::new(Some(layout), channels, options).map(BatchNorm2d)
     }
 }
 
@@ -137,10 +183,13 @@ macro_rules! layer_of_norm {
 }
 
 layer_of_norm!(BatchNorm1d);
+layer_of_norm!(BatchNorm2d);
 
-/// A normalisation of channels: what the layers have in common, and all but where their channels lie.
+/// What the layers have in common.
 #[derive(Debug)]
 struct Norm<T> {
+    /// That of images; none for features.
+    layout: Option<ImageLayout>,
     channels: usize,
     options: BatchNormOptions,
     affine: Option<Affine<T>>,
@@ -163,7 +212,7 @@ struct Running<T> {
 }
 
 impl<T: Element> Norm<T> {
-    fn new(channels: usize, options: BatchNormOptions) -> Result<Self> {
+    fn new(layout: Option<ImageLayout>, channels: usize, options: BatchNormOptions) -> Result<Self> {
         if channels == 0 {
             return Err(Error::shape("batchnorm", "at least one channel", 0));
         }
@@ -183,13 +232,15 @@ impl<T: Element> Norm<T> {
             dbeta: zeros.clone(),
         });
         let running = options.track_running_stats.then_some(Running { mean: zeros, var: ones, batches: 0 });
-        Ok(Norm { channels, options, affine, running })
+        Ok(Norm { layout, channels, options, affine, running })
     }
 
     /// Values of a channel that lie side by side; 1 where there are no values at all, however long a plane of them would be.
     fn inner(&self, input: Shape) -> usize {
         match input.dims() {
-            [_, _, l] if !input.is_empty() => *l,
+            _ if input.is_empty() => 1,
+            [_, _, l] => *l,
+            [_, _, h, w] if self.layout == Some(ImageLayout::Nchw) => h * w,
             _ => 1,
         }
     }
@@ -208,17 +259,27 @@ impl<T: Element> Norm<T> {
 
 impl<T: Element> Layer<T> for Norm<T> {
     fn describe(&self) -> String {
-        format!("BatchNorm1d({})", self.channels)
+        let dimensions = if self.layout.is_some() { 2 } else { 1 };
+        format!("BatchNorm{dimensions}d({})", self.channels)
     }
 
     fn output_shape(&self, input: Shape) -> Result<Shape> {
-        match input.dims() {
-            [_, features] | [_, features, _] if *features == self.channels => Ok(input),
-            _ => {
-                let wanted = format!("[n, {features}] or [n, {features}, l]", features = self.channels);
-                Err(Error::shape(self.describe(), wanted, input))
-            }
+        let c = self.channels;
+        let fits = match (self.layout, input.dims()) {
+            (None, [_, channels] | [_, channels, _])
+            | (Some(ImageLayout::Nchw), [_, channels, _, _])
+            | (Some(ImageLayout::Nhwc), [_, _, _, channels]) => *channels == c,
+            _ => false,
+        };
+        if fits {
+            return Ok(input);
         }
+        let wanted = match self.layout {
+            None => format!("[n, {c}] or [n, {c}, l]"),
+            Some(ImageLayout::Nchw) => format!("[n, {c}, h, w]"),
+            Some(ImageLayout::Nhwc) => format!("[n, h, w, {c}]"),
+        };
+        Err(Error::shape(self.describe(), wanted, input))
     }
 
     fn saved_len(&self, _input: Shape) -> usize {

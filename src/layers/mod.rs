@@ -15,7 +15,7 @@ mod linear;
 mod relu;
 mod weight;
 
-pub use batchnorm::{BatchNorm1d, BatchNormOptions};
+pub use batchnorm::{BatchNorm1d, BatchNorm2d, BatchNormOptions};
 pub use linear::Linear;
 pub use relu::Relu;
 

@@ -14,9 +14,9 @@ use evenkeel::gradcheck::{
 };
 use evenkeel::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
 use evenkeel::kernels::{Activation, mse, relu, softmax_xent};
-use evenkeel::layers::{BatchNorm1d, BatchNormOptions, Layer, Linear, Parameter, ParameterMut, Relu};
+use evenkeel::layers::{BatchNorm1d, BatchNorm2d, BatchNormOptions, Layer, Linear, Parameter, ParameterMut, Relu};
 use evenkeel::simd::{Isa, with_isa};
-use evenkeel::tensor::{Shape, Tensor, TensorMut, TensorRef};
+use evenkeel::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
 use evenkeel::{Loss, Result, Rng, Sequential, Targets};
 use proptest::prelude::*;
 use proptest::sample::select;
