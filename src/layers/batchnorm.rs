@@ -1,7 +1,7 @@
 //! The batch normalisation layers, with PyTorch's options: over features `[n, c]` and `[n, c, l]`, and over images in both layouts; see
 //! [`kernels::batchnorm`](crate::kernels::batchnorm).
 
-use super::{Layer, Parameter, ParameterMut, check_backward, check_output, expect_room};
+use super::{AffineMap, Layer, Parameter, ParameterMut, PerChannel, check_backward, check_output, expect_room};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
 use crate::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
@@ -136,6 +136,10 @@ macro_rules! layer_of_norm {
 
             fn scratch_len(&self, input: Shape) -> usize {
                 self.0.scratch_len(input)
+            }
+
+            fn per_channel(&self) -> Option<PerChannel> {
+                self.0.per_channel()
             }
 
             fn infer(&self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {
@@ -292,6 +296,19 @@ impl<T: Element> Layer<T> for Norm<T> {
         let pass = batchnorm::scratch_len::<T>(len / self.channels / inner, self.channels, inner);
         // Evaluation keeps its constants in scratch as well.
         pass.saturating_add(batchnorm::saved_len(self.channels))
+    }
+
+    fn per_channel(&self) -> Option<PerChannel> {
+        let (running, norm) = (self.running.as_ref()?, self.norm(1));
+        let map = |c: usize| {
+            // Evaluation refuses what has no root.
+            let var = Some(running.var.data()[c].to_f64() + norm.eps).filter(|&var| var > 0.0)?;
+            let of = |numbers: Option<&[T]>, absent| numbers.map_or(absent, |numbers| numbers[c].to_f64());
+            let scale = of(norm.gamma, 1.0) / var.sqrt();
+            Some(AffineMap { scale, centre: running.mean.data()[c].to_f64(), shift: of(norm.beta, 0.0) })
+        };
+        let maps = (0..self.channels).map(map).collect::<Option<_>>()?;
+        Some(PerChannel { layout: self.layout, maps })
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {

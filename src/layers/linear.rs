@@ -11,7 +11,7 @@
 //! narrower one is read where it lies, as fast. What is packed is held twice, until it changes.
 
 use super::weight::Weight;
-use super::{Layer, Parameter, ParameterMut, check_backward, check_output};
+use super::{Layer, Parameter, ParameterMut, PerChannel, check_backward, check_output};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{self, Epilogue, gemm, gemm_packed};
 use crate::matrix::{MatMut, MatRef};
@@ -140,6 +140,30 @@ impl<T: Element> Layer<T> for Linear<T> {
 
     fn prepare(&mut self) -> Result<()> {
         self.weight.pack()
+    }
+
+    fn absorb(&mut self, after: &PerChannel) -> Result<bool> {
+        let maps = &after.maps;
+        if after.layout.is_some() || maps.len() != self.out_features {
+            return Ok(false);
+        }
+        let mut bias = Tensor::zeros([self.out_features])?;
+        for (o, b) in bias.data_mut().iter_mut().enumerate() {
+            *b = T::from_f64(maps[o].apply(self.bias().map_or(0.0, |old| old[o].to_f64())));
+        }
+        // Stored as [in, out].
+        let folded = |at: usize, w: T| T::from_f64(maps[at % maps.len()].scale * w.to_f64());
+        let mut weights = self.weight.values().iter().enumerate();
+        if !(bias.data().iter().all(|b| b.is_finite()) && weights.all(|(at, &w)| folded(at, w).is_finite())) {
+            return Ok(false);
+        }
+        let dbias = Tensor::zeros([self.out_features])?;
+        for (at, w) in self.weight.values_mut().iter_mut().enumerate() {
+            *w = folded(at, *w);
+        }
+        self.bias = Some((bias, dbias));
+        self.dweight.data_mut().fill(T::ZERO);
+        Ok(true)
     }
 
     fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, scratch: &mut [T]) -> Result<()> {

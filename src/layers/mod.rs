@@ -21,7 +21,7 @@ pub use relu::Relu;
 
 use crate::error::{Error, Result};
 use crate::simd::Element;
-use crate::tensor::{Shape, TensorMut, TensorRef};
+use crate::tensor::{ImageLayout, Shape, TensorMut, TensorRef};
 
 /// One parameter tensor and its gradient.
 #[derive(Debug)]
@@ -43,6 +43,33 @@ pub struct ParameterMut<'a, T> {
     pub value: &'a mut [T],
     /// Their gradient, in the same order; backward passes add to it.
     pub grad: &'a mut [T],
+}
+
+/// `y = scale (x - centre) + shift`, for one channel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AffineMap {
+    /// What a distance from the centre is multiplied by.
+    pub scale: f64,
+    /// What becomes the shift.
+    pub centre: f64,
+    /// What is added.
+    pub shift: f64,
+}
+
+impl AffineMap {
+    /// The map of one number.
+    pub fn apply(self, x: f64) -> f64 {
+        self.scale * (x - self.centre) + self.shift
+    }
+}
+
+/// An affine map for each channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerChannel {
+    /// How the images lie that have these channels; none for `[n, c]` and `[n, c, l]`.
+    pub layout: Option<ImageLayout>,
+    /// The map of each channel.
+    pub maps: Vec<AffineMap>,
 }
 
 /// A differentiable function of a batch, with parameters.
@@ -78,6 +105,23 @@ pub trait Layer<T: Element>: Send + Sync {
     /// If the memory cannot be addressed; the layer works as before then.
     fn prepare(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// What the layer is at evaluation, if that is an affine map for each channel: what another may [`Layer::absorb`].
+    fn per_channel(&self) -> Option<PerChannel> {
+        None
+    }
+
+    /// Takes a map of its outputs into its own parameters, for [`Sequential::fold`](crate::model::Sequential::fold): [`Layer::infer`]
+    /// answers `after(f(x))` from then on, to within rounding. Returns whether it did.
+    ///
+    /// A layer with one row of weights per channel does so if the channels are its own and what it would hold is finite; any other
+    /// leaves this alone.
+    ///
+    /// # Errors
+    /// If the memory cannot be addressed; nothing is changed then.
+    fn absorb(&mut self, _after: &PerChannel) -> Result<bool> {
+        Ok(false)
     }
 
     /// Evaluation: `y = f(x)` with running statistics; changes nothing.

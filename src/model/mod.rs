@@ -1,5 +1,7 @@
 //! Models: layers one after another, and the memory that a pass through them needs.
 
+mod fold;
+
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Parameter, ParameterMut};
 use crate::optim::Optimizer;
@@ -92,9 +94,9 @@ impl<T: Element> Sequential<T> {
 
     /// Prepares every layer for many calls of [`Sequential::infer`] with parameters that no longer change: [`Layer::prepare`].
     ///
-    /// For serving, after training or loading: it gains most where batches are small and layers wide (`cargo bench --bench gemm`
-    /// times `-packed` beside the plain product). Results are the same bits, wide weights are held twice, and a model that is trained
-    /// further is as if never prepared.
+    /// For serving, after training or loading and [`Sequential::fold`]: it gains most where batches are small and layers wide
+    /// (`cargo bench --bench gemm` times `-packed` beside the plain product). Results are the same bits, wide weights are held twice,
+    /// and a model that is trained further is as if never prepared.
     ///
     /// # Errors
     /// If the memory cannot be addressed; the model works as before then.
