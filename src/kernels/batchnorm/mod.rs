@@ -106,7 +106,7 @@ mod sums;
 
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
-use crate::simd::{Element, Isa, Lanes, PerElement};
+use crate::simd::{Element, Isa, Kernel, Lanes, PerElement};
 
 use crate::kernels::reduce::LEAF;
 use apply::Given;
@@ -587,14 +587,37 @@ fn frozen<T: Element>(
             return Err(Error::invalid(what, sum, "above 0"));
         }
     }
-    for channel in 0..c {
-        let (mean, var) = (mean[channel].to_f64(), var[channel].to_f64());
-        norm.save(channel, Moments { mean, var, rstd: rstd(var, norm.eps) }, saved);
-    }
+    Isa::current().run(SaveGiven { norm, mean, var, saved: &mut *saved });
     if has_values {
         T::call::<Run>(Pass::Frozen { norm: *norm, shape, x, y, saved, scratch });
     }
     Ok(())
+}
+
+/// Saves given statistics.
+struct SaveGiven<'a, 'b, T> {
+    norm: &'a BatchNorm<'b, T>,
+    mean: &'a [T],
+    var: &'a [T],
+    saved: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for SaveGiven<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let SaveGiven { norm, mean, var, saved } = self;
+        for first in (0..norm.channels).step_by(ABREAST) {
+            let len = ABREAST.min(norm.channels - first);
+            let (mean, var) = (widen(&mean[first..][..len]), widen(&var[first..][..len]));
+            let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
+            for k in 0..ABREAST {
+                moments[k] = Moments { mean: mean[k], var: var[k], rstd: rstd(var[k], norm.eps) };
+            }
+            norm.save_abreast(first, len, &moments, saved);
+        }
+    }
 }
 
 /// Gradients of [`forward`] (or, with [`Statistics::Frozen`], of [`forward_frozen`]) for an upstream gradient `dy`.

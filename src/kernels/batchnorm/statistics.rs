@@ -233,14 +233,22 @@ fn first_mean<V: Lanes>(x: Rows<'_, V::Elem>, rows: usize, mean: &mut [V::Elem])
     let cols = mean.len();
     for j in (0..cols).step_by(V::WIDTH) {
         let len = V::WIDTH.min(cols - j);
-        let row = |i: usize| V::load_up_to(x.slice(i, j, len));
-        let first = if rows >= TILE {
-            let four = |i: usize| (row(i) + row(i + 1)) + (row(i + 2) + row(i + 3));
-            let sum = (four(0) + four(4)) + (four(8) + four(12));
-            sum * V::splat(V::Elem::from_f64(1.0 / TILE as f64))
-        } else {
-            row(0)
-        };
+        let mut first = V::load_up_to(x.slice(0, j, len));
+        if rows >= TILE {
+            // No closure: it would not be compiled for these lanes.
+            let mut sums = [V::zero(); TILE];
+            for i in 0..TILE {
+                sums[i] = V::load_up_to(x.slice(i, j, len));
+            }
+            let mut width = TILE;
+            while width > 1 {
+                width /= 2;
+                for i in 0..width {
+                    sums[i] = sums[2 * i] + sums[2 * i + 1];
+                }
+            }
+            first = sums[0] * V::splat(V::Elem::from_f64(1.0 / TILE as f64));
+        }
         first.store_up_to(&mut mean[j..][..len]);
     }
 }
