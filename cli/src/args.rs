@@ -134,7 +134,7 @@ pub(crate) struct Roof {
     pub(crate) measure: Measure,
 }
 
-/// What is in the matrices.
+/// The type of the elements of a matrix or tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ElementType {
     F32,
@@ -147,7 +147,14 @@ pub(crate) struct Gemm {
     /// the products of layers, forward and backward].
     #[arg(long, value_name = "MxKxN[_tn|_nt]", value_parser = Product::parse)]
     pub(crate) shape: Vec<Product>,
-    /// What is in the matrices.
+    #[command(flatten)]
+    pub(crate) timing: Timing,
+}
+
+/// What the benches of kernels take.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Timing {
+    /// The type of the elements.
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "f32")]
     pub(crate) element: ElementType,
     /// Numbers of threads.
@@ -158,11 +165,11 @@ pub(crate) struct Gemm {
     /// EVENKEEL_ISA allows].
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Vec<String>,
-    /// Times of others, as JSON lines with `peer`, `case` ("gemm"), `shape`, `type` (f32 unless it is there), `threads` and
-    /// `median_us`: a column of ratios for each.
+    /// Times of others, as JSON lines with `peer`, `case` and `shape` as --json writes them, `type` (f32 unless it is there),
+    /// `threads` and `median_us`: a column of ratios for each.
     #[arg(long, value_name = "FILE")]
     pub(crate) peers: Option<PathBuf>,
-    /// Draw GFLOP/s by shape, as .svg or .png.
+    /// Draw the rates, as .svg or .png.
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
     #[command(flatten)]

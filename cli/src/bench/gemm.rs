@@ -1,32 +1,29 @@
 //! `evenkeel bench gemm`: products per instruction set, beside the machine's peak and the `matrixmultiply` crate.
 
+use super::course::{self, Course, budgets_of, noise_cell};
 use super::peers::{self, Peer};
 use super::product::{Form, Operands, Product};
 use super::rival::{RIVAL, Rival};
-use super::sample::{Effort, NOISY, Samples, median, repetitions, take_turns};
-use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded, timed};
+use super::sample::{Effort, NOISY, SAMPLE, Samples, median, repetitions, take_turns};
+use super::{at_once, budgets, count_of_threads, flops_of_unit, isas, multiply_adds, percent, rounded, timed};
 use crate::args::{ElementType, Gemm};
-use crate::chart::{self, Picture, figures};
+use crate::chart::{Figure, figures};
 use crate::failure::Failure;
-use crate::files;
-use crate::term::{Column, Out, Progress, Rows, Term};
-use evenkeel::simd::{ISA_VARIABLE, Isa, with_isa};
-use evenkeel::{Error, Threads, machine};
+use crate::term::{Column, Progress};
+use evenkeel::Threads;
+use evenkeel::simd::{Isa, with_isa};
 use serde_json::{Value, json};
-use std::path::Path;
-
-/// Least seconds of a sample: a thousand times what a clock can be off by.
-const SAMPLE: f64 = 0.4e-3;
-
-/// For each product and number of threads: about a minute for all products on one thread.
-const EFFORT: Effort = Effort { seconds: 1.0, rounds: 5 };
+use std::marker::PhantomData;
 
 pub(crate) fn run(options: &Gemm) -> Result<(), Failure> {
-    match options.element {
+    match options.timing.element {
         ElementType::F32 => measure::<f32>(options),
         ElementType::F64 => measure::<f64>(options),
     }
 }
+
+/// What the lines are called.
+const CASE: &str = "gemm";
 
 /// One product with one number of threads.
 struct Case {
@@ -70,75 +67,29 @@ impl Case {
 }
 
 fn measure<T: Rival>(options: &Gemm) -> Result<(), Failure> {
-    let isas = isas(&options.isa)?;
-    let budgets = budgets(&options.threads)?;
+    let isas = isas(&options.timing.isa)?;
+    let budgets = budgets(&options.timing.threads)?;
     let products = if options.shape.is_empty() { Product::defaults() } else { options.shape.clone() };
     for product in &products {
         product.check::<T>()?;
     }
-    let plot = options.plot.as_deref().map(|path| Ok::<_, Failure>((path, picture(path)?))).transpose()?;
-    let peers = options.peers.as_deref().map(peers::read).transpose()?.unwrap_or_default();
-    if let Some((path, _)) = plot {
-        if options.measure.json.as_deref() == Some(path) {
-            let (what, value) = ("--plot".to_string(), path.display().to_string());
-            return Err(Error::Invalid { what, value, expected: "another file than --json's".to_string() }.into());
-        }
-        files::check(path).map_err(Failure::write_named_by("--plot", path))?;
-    }
-    let mut results = Results::begin(&options.measure)?;
-
-    let term = Term::detect(options.measure.quiet);
-    let effort = if options.measure.once { Effort { seconds: 0.0, rounds: 1 } } else { EFFORT };
-    let progress = term.progress((products.len() * budgets.len()) as u64);
-    let processor = machine::processor().unwrap_or("unknown processor".to_string());
-    let table = Table {
+    let peers = match &options.timing.peers {
+        None => Vec::new(),
+        Some(path) => peers::read(path, &[RIVAL], "a product, with \"case\": \"gemm\"", key)?,
+    };
+    let table = Table::<T> {
         isas: &isas,
         several_budgets: budgets.len() > 1,
         with_rival: budgets.iter().any(|b| b.count() == 1),
         peers: &peers,
+        element: PhantomData,
     };
-    let headings = table.headings();
-    let mut rows = None;
-    if results.human {
-        rows = Some(progress.aside(|| {
-            let threads: Vec<String> = budgets.iter().map(|threads| count_of_threads(threads.count())).collect();
-            results.say(&format!("{processor}, {}, {}", T::NAME, threads.join(", ")))?;
-            results.say("")?;
-            Rows::begin(term, Out, &table.columns(&headings)).map_err(Failure::Output)
-        })?);
-    }
-    let mut cases = Vec::new();
-    for threads in &budgets {
-        for &product in &products {
-            progress.name(format!("{product}, {}", count_of_threads(threads.count())));
-            let case = time::<T>(product, threads, &isas, effort, &progress)?;
-            progress.aside(|| {
-                lines::<T>(&case).iter().try_for_each(|line| results.json(line))?;
-                rows.as_mut().map_or(Ok(()), |rows| rows.row(&table.row::<T>(&case))).map_err(Failure::Output)
-            })?;
-            cases.push(case);
-            progress.advance(1);
-        }
-    }
-    drop(progress);
-    results.say("")?;
-    results.say(&table.legend())?;
-    for threads in &budgets {
-        results.say(&peaks(&cases, &isas, threads.count()))?;
-    }
-    let noisy = cases.iter().filter(|case| case.noise() > NOISY).count();
-    if noisy > 0 {
-        let of = if cases.len() == 1 { "1 row".to_string() } else { format!("{} rows", cases.len()) };
-        results.warn(&format!(
-            "noise above {}: something else was using the machine. Not to be trusted: {noisy} of {of}.",
-            percent(NOISY)
-        ))?;
-    }
-    if let Some((path, picture)) = plot {
-        let bytes = chart::draw(&figure::<T>(&cases, &isas, &peers, &processor), picture)?;
-        files::replace(path, &bytes).map_err(Failure::write_named_by("--plot", path))?;
-    }
-    results.end()
+    course::run(&table, &products, &budgets, &options.timing)
+}
+
+/// Which product a line is of.
+fn key(case: &str, shape: &str) -> Result<Option<Product>, String> {
+    if case == CASE { Product::parse(shape).map(Some) } else { Ok(None) }
 }
 
 /// What a share of the peak is a share of: it differs a little from row to row.
@@ -151,39 +102,6 @@ fn peaks(cases: &[Case], isas: &[Isa], threads: usize) -> String {
     };
     let peaks: Vec<String> = isas.iter().enumerate().map(|(i, isa)| format!("{isa} {:.1} GFLOP/s", peak(i))).collect();
     format!("Peak on {}, the median of all rows: {}.", count_of_threads(threads), peaks.join(", "))
-}
-
-/// The kind of picture that a file's name asks for.
-fn picture(path: &Path) -> Result<Picture, Failure> {
-    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    match extension.to_str() {
-        Some("svg") => Ok(Picture::Svg),
-        Some("png") => Ok(Picture::Png),
-        _ => {
-            let (what, value) = ("--plot".to_string(), path.display().to_string());
-            Err(Error::Invalid { what, value, expected: "a file that ends in .svg or .png".to_string() }.into())
-        }
-    }
-}
-
-/// What is asked for, or all that have vectors of their own up to the current one; the best first.
-fn isas(names: &[String]) -> Result<Vec<Isa>, Failure> {
-    let mut isas = names.iter().map(|name| Isa::named(name)).collect::<Result<Vec<Isa>, Error>>()?;
-    // The current one is the best that this machine has, unless the variable caps it.
-    if let Some(isa) = isas.iter().find(|&&isa| isa > Isa::current()) {
-        let expected = format!("at most {}, because {ISA_VARIABLE} allows no more", Isa::current());
-        return Err(Error::Invalid { what: "--isa".to_string(), value: isa.to_string(), expected }.into());
-    }
-    if isas.is_empty() {
-        let own = |isa: &Isa| *isa <= Isa::current() && !["scalar", "portable"].contains(&isa.name());
-        isas = Isa::available().into_iter().filter(own).collect();
-    }
-    if isas.is_empty() {
-        isas.push(Isa::current());
-    }
-    isas.sort_unstable_by(|a, b| b.cmp(a));
-    isas.dedup();
-    Ok(isas)
 }
 
 /// What takes turns.
@@ -202,9 +120,7 @@ fn time<T: Rival>(
     progress: &Progress,
 ) -> Result<Case, Failure> {
     let mut operands = Operands::<T>::new(product)?;
-    // Threads that take turns on a processor add nothing to its peak, though each of them reaches it by its own clock.
-    let here = machine::available_threads();
-    let at_once = if threads.count() > here { &Threads::new(here)? } else { threads };
+    let at_once = &at_once(threads)?;
     // Seconds of one turn that repeats itself.
     let mut run = |turn: Turn, reps: usize| match turn {
         Turn::Ours(isa) => threads.run(|| with_isa(isa, || timed(|| (0..reps).for_each(|_| operands.multiply())))),
@@ -241,7 +157,7 @@ fn lines<T: Rival>(case: &Case) -> Vec<Value> {
     let line = |samples: &Samples, peak: f64| {
         let gflops = case.gflops(samples);
         json!({
-            "case": "gemm",
+            "case": CASE,
             "shape": case.product.to_string(),
             "type": T::NAME,
             "threads": case.threads,
@@ -273,14 +189,30 @@ fn lines<T: Rival>(case: &Case) -> Vec<Value> {
 }
 
 /// The table: a row for each case.
-struct Table<'a> {
+struct Table<'a, T> {
     isas: &'a [Isa],
     several_budgets: bool,
     with_rival: bool,
-    peers: &'a [Peer],
+    peers: &'a [Peer<Product>],
+    element: PhantomData<T>,
 }
 
-impl Table<'_> {
+impl<T: Rival> Course for Table<'_, T> {
+    type Job = Product;
+    type Case = Case;
+
+    fn time(&self, product: &Product, threads: &Threads, effort: Effort, progress: &Progress) -> Result<Case, Failure> {
+        time::<T>(*product, threads, self.isas, effort, progress)
+    }
+
+    fn noise(&self, case: &Case) -> f64 {
+        case.noise()
+    }
+
+    fn common(&self) -> String {
+        T::NAME.to_string()
+    }
+
     fn headings(&self) -> Vec<String> {
         let mut headings = vec!["shape".to_string()];
         if self.several_budgets {
@@ -309,7 +241,7 @@ impl Table<'_> {
         headings.iter().enumerate().map(column).collect()
     }
 
-    fn row<T: Rival>(&self, case: &Case) -> Vec<String> {
+    fn rows(&self, case: &Case) -> Vec<Vec<String>> {
         let mut cells = vec![case.product.to_string()];
         if self.several_budgets {
             cells.push(case.threads.to_string());
@@ -327,31 +259,42 @@ impl Table<'_> {
             cells.push(ratio(case.rival.as_ref().map(Samples::median)));
         }
         cells.extend(self.peers.iter().map(|peer| ratio(peer.seconds(case.product, T::NAME, case.threads))));
-        let noise = case.noise();
-        cells.push(format!("{} {}", percent(noise), if noise > NOISY { '!' } else { ' ' }));
-        cells
+        cells.push(noise_cell(case.noise()));
+        vec![cells]
     }
 
-    fn legend(&self) -> String {
+    fn lines(&self, case: &Case) -> Vec<Value> {
+        lines::<T>(case)
+    }
+
+    fn legend(&self, cases: &[Case]) -> Vec<String> {
         let names: Vec<&str> =
             self.with_rival.then_some(RIVAL).into_iter().chain(self.peers.iter().map(|p| p.name.as_str())).collect();
-        let mut text = format!(
+        let mut lines = vec![format!(
             "us: medians. Of peak: of a loop of multiply-adds as long as the samples and in turns with them. Noise: its spread; \
              !: above {}.",
             percent(NOISY)
-        );
+        )];
         if !names.is_empty() {
-            text +=
-                &format!("\n{}: their time over ours on {}; above 1 ours is faster.", names.join(", "), self.isas[0]);
+            lines.push(format!(
+                "{}: their time over ours on {}; above 1 ours is faster.",
+                names.join(", "),
+                self.isas[0]
+            ));
         }
-        text
+        let budgets = budgets_of(cases.iter().map(|case| case.threads));
+        lines.extend(budgets.into_iter().map(|threads| peaks(cases, self.isas, threads)));
+        lines
+    }
+
+    fn figure(&self, cases: &[Case], note: &str) -> Figure {
+        figure::<T>(cases, self.isas, self.peers, note)
     }
 }
 
 /// GFLOP/s by shape: a row of panels for each form of product, a column for each number of threads.
-fn figure<T: Rival>(cases: &[Case], isas: &[Isa], peers: &[Peer], note: &str) -> chart::Figure {
-    let mut budgets: Vec<usize> = cases.iter().map(|case| case.threads).collect();
-    budgets.dedup();
+fn figure<T: Rival>(cases: &[Case], isas: &[Isa], peers: &[Peer<Product>], note: &str) -> Figure {
+    let budgets = budgets_of(cases.iter().map(|case| case.threads));
     let mut panels = Vec::new();
     for (form, title) in
         [(Form::Plain, "A B"), (Form::TransposedA, "A stored transposed"), (Form::TransposedB, "B stored transposed")]

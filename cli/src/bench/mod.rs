@@ -3,7 +3,9 @@
 //! Everything that is compared is measured in turns (`sample`), a loop of multiply-adds of fixed length among it: the loop is both the
 //! peak that a kernel is held to and the witness of how quiet the machine was.
 
+mod course;
 mod gemm;
+mod memory;
 mod peers;
 mod product;
 mod rival;
@@ -14,11 +16,13 @@ use crate::args::{Bench, Format, Measure};
 use crate::failure::Failure;
 use crate::files;
 use crate::term::Out;
-use evenkeel::Threads;
 use evenkeel::machine::{self, probe};
-use evenkeel::simd::{Element, Isa, with_isa};
+use evenkeel::simd::{Element, ISA_VARIABLE, Isa, with_isa};
+use evenkeel::tensor::Tensor;
+use evenkeel::{Error, Rng, Threads};
 pub(crate) use product::Product;
 use serde_json::Value;
+use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -38,9 +42,16 @@ struct Results {
 }
 
 impl Results {
-    /// Refuses a file that cannot be written before anything is measured.
-    fn begin(options: &Measure) -> Result<Results, Failure> {
+    /// Refuses a file that cannot be written, a picture among them, before anything is measured.
+    fn begin(options: &Measure, plot: Option<&Path>) -> Result<Results, Failure> {
         let file = options.json.as_deref().filter(|path| *path != Path::new("-"));
+        if let Some(path) = plot {
+            if file == Some(path) {
+                let (what, value) = ("--plot".to_string(), path.display().to_string());
+                return Err(Error::Invalid { what, value, expected: "another file than --json's".to_string() }.into());
+            }
+            files::check(path).map_err(Failure::write_named_by("--plot", path))?;
+        }
         if let Some(path) = file {
             files::check(path).map_err(Failure::write_named_by("--json", path))?;
         }
@@ -93,10 +104,75 @@ fn budgets(counts: &[usize]) -> Result<Vec<Threads>, Failure> {
     Ok(budgets)
 }
 
+/// What is asked for, or all that have vectors of their own up to the current one; the best first.
+fn isas(names: &[String]) -> Result<Vec<Isa>, Failure> {
+    let mut isas = names.iter().map(|name| Isa::named(name)).collect::<Result<Vec<Isa>, Error>>()?;
+    // The current one is the best that this machine has, unless the variable caps it.
+    if let Some(isa) = isas.iter().find(|&&isa| isa > Isa::current()) {
+        let expected = format!("at most {}, because {ISA_VARIABLE} allows no more", Isa::current());
+        return Err(Error::Invalid { what: "--isa".to_string(), value: isa.to_string(), expected }.into());
+    }
+    if isas.is_empty() {
+        let own = |isa: &Isa| *isa <= Isa::current() && !["scalar", "portable"].contains(&isa.name());
+        isas = Isa::available().into_iter().filter(own).collect();
+    }
+    if isas.is_empty() {
+        isas.push(Isa::current());
+    }
+    isas.sort_unstable_by(|a, b| b.cmp(a));
+    isas.dedup();
+    Ok(isas)
+}
+
+/// As many of the threads as run at once: those that take turns on a processor add nothing to what it can do, though each of them
+/// does it by its own clock.
+fn at_once(threads: &Threads) -> Result<Threads, Failure> {
+    let here = machine::available_threads();
+    Ok(if threads.count() > here { Threads::new(here)? } else { threads.clone() })
+}
+
 /// A warning on standard error.
 fn warn(text: &str) {
     // Nothing can be done about a standard error that is gone.
     let _ = writeln!(std::io::stderr(), "evenkeel: warning: {text}");
+}
+
+/// A size as typed; `wanted` says what is expected, and `idle` what cannot be done with a size of 0.
+fn size(text: &str, wanted: &str, idle: &str) -> Result<usize, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse::<usize>() {
+        _ if !is_number => Err(format!("{text:?} is not a size; expected {wanted}")),
+        Ok(0) => Err(format!("a size is 0: there is nothing to {idle}")),
+        Ok(size) => Ok(size),
+        Err(_) => Err(format!("{text} is more than can be addressed")),
+    }
+}
+
+/// Refuses a shape whose memory, told by `whose`, this machine is not made for.
+fn check_memory(shape: impl Display, whose: &str, needed: f64) -> Result<(), Failure> {
+    let gib = |bytes: f64| bytes / (1u64 << 30) as f64;
+    // Where the system does not tell, what few machines lack.
+    let free = machine::available_memory().unwrap_or(4 << 30) as f64;
+    if needed <= free / 2.0 {
+        return Ok(());
+    }
+    let expected = format!(
+        "{whose} take at most {:.1} GiB, half of the memory that is free; these take {:.1} GiB",
+        gib(free / 2.0),
+        gib(needed)
+    );
+    Err(Error::Invalid { what: "--shape".to_string(), value: shape.to_string(), expected }.into())
+}
+
+/// Normal numbers, repeated after a while: which they are changes no time.
+fn noise<T: Element>(len: usize) -> evenkeel::Result<Tensor<T>> {
+    let mut rng = Rng::new(1, "bench");
+    let drawn: Vec<T> = (0..4093).map(|_| T::from_f64(rng.normal())).collect();
+    let mut tensor = Tensor::zeros([len])?;
+    for (x, &drawn) in tensor.data_mut().iter_mut().zip(drawn.iter().cycle()) {
+        *x = drawn;
+    }
+    Ok(tensor)
 }
 
 /// Rounds of multiply-adds in a unit of the loop: a few microseconds on the widest vectors.

@@ -1,48 +1,54 @@
 //! Times of others, read from JSON lines.
 
-use super::product::Product;
-use super::rival::RIVAL;
 use crate::failure::Failure;
 use evenkeel::Error;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
-/// What one library took for some of the products, in the order of the file.
-pub(crate) struct Peer {
+/// What one library took for some of the jobs, in the order of the file.
+pub(crate) struct Peer<J> {
     pub(crate) name: String,
-    times: Vec<Time>,
+    times: Vec<Time<J>>,
 }
 
-struct Time {
-    product: Product,
+struct Time<J> {
+    job: J,
     element: String,
     threads: u64,
     seconds: f64,
 }
 
-impl Peer {
-    /// Its least time for a product, where a file has several.
-    pub(crate) fn seconds(&self, product: Product, element: &str, threads: usize) -> Option<f64> {
-        let same = |t: &&Time| t.product == product && t.element == element && t.threads == threads as u64;
+/// Who, if a line says so, and what.
+type Named<J> = (Option<String>, Time<J>);
+
+impl<J: Copy + PartialEq> Peer<J> {
+    /// Its least time for a job, where a file has several.
+    pub(crate) fn seconds(&self, job: J, element: &str, threads: usize) -> Option<f64> {
+        let same = |t: &&Time<J>| t.job == job && t.element == element && t.threads == threads as u64;
         self.times.iter().filter(same).map(|time| time.seconds).min_by(f64::total_cmp)
     }
 }
 
-/// The products among the lines of a file, by who made them; a line without `peer` goes by the file's name.
+/// The jobs among the lines of a file, by who did them; a line without `peer` goes by the file's name.
 ///
-/// Lines of other cases and lines without text are passed over.
-pub(crate) fn read(path: &Path) -> Result<Vec<Peer>, Failure> {
+/// `job` tells which one a case and a shape are, or `None`: such lines are passed over, and lines without text. Those in `taken` are
+/// measured now, so that whoever has such a name in the file gets the file's behind it. `wanted` describes a job.
+pub(crate) fn read<J>(
+    path: &Path,
+    taken: &[&str],
+    wanted: &'static str,
+    job: impl Fn(&str, &str) -> Result<Option<J>, String>,
+) -> Result<Vec<Peer<J>>, Failure> {
     let text = fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let mut peers: Vec<Peer> = Vec::new();
+    let mut peers: Vec<Peer<J>> = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |wrong: String| Failure::Line { path: path.display().to_string(), number: index + 1, wrong };
-        let Some((name, time)) = parse(line).map_err(wrong)? else { continue };
+        let Some((name, time)) = parse(line, &job).map_err(wrong)? else { continue };
         let name = match name.as_deref() {
             None => stem.to_string(),
-            // Not the one that is measured now.
-            Some(RIVAL) => format!("{RIVAL} ({stem})"),
+            Some(name) if taken.contains(&name) => format!("{name} ({stem})"),
             Some(name) => name.to_string(),
         };
         match peers.iter_mut().find(|peer| peer.name == name) {
@@ -51,14 +57,13 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Peer>, Failure> {
         }
     }
     if peers.is_empty() {
-        let wanted = "a product, with \"case\": \"gemm\"";
         return Err(Failure::Lacks { path: path.display().to_string(), wanted });
     }
     Ok(peers)
 }
 
-/// Who, and what; `None` for a line of another case.
-fn parse(line: &str) -> Result<Option<(Option<String>, Time)>, String> {
+/// What a line says; `None` for one of another case.
+fn parse<J>(line: &str, job: impl Fn(&str, &str) -> Result<Option<J>, String>) -> Result<Option<Named<J>>, String> {
     let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
     let Value::Object(keys) = &value else { return Err(format!("not an object: {value}")) };
     let text = |key: &str| match keys.get(key) {
@@ -67,11 +72,14 @@ fn parse(line: &str) -> Result<Option<(Option<String>, Time)>, String> {
         Some(other) => Err(format!("\"{key}\" is {other}, not text")),
     };
     let missing = |key: &str| format!("\"{key}\" is missing");
-    if text("case")?.ok_or_else(|| missing("case"))? != "gemm" {
+    let case = text("case")?.ok_or_else(|| missing("case"))?;
+    let shape = text("shape");
+    let found = job(case, shape.as_ref().ok().copied().flatten().unwrap_or_default());
+    if let Ok(None) = found {
         return Ok(None);
     }
-    let shape = text("shape")?.ok_or_else(|| missing("shape"))?;
-    let product = Product::parse(shape).map_err(|error| format!("\"shape\" is {shape:?}: {error}"))?;
+    let shape = shape?.ok_or_else(|| missing("shape"))?;
+    let found = found.map_err(|error| format!("\"shape\" is {shape:?}: {error}"))?;
     let element = text("type")?.unwrap_or("f32").to_string();
     let threads = match keys.get("threads") {
         None => 1,
@@ -88,18 +96,20 @@ fn parse(line: &str) -> Result<Option<(Option<String>, Time)>, String> {
     if let Some(name) = name.as_ref().filter(|name| name.chars().count() > 40 || name.chars().any(char::is_control)) {
         return Err(format!("\"peer\" is {name:?}, not a name of at most 40 printable characters"));
     }
-    Ok(Some((name, Time { product, element, threads, seconds })))
+    Ok(found.map(|job| (name, Time { job, element, threads, seconds })))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::product::Product;
     use super::*;
 
-    fn peers(text: &str) -> Result<Vec<Peer>, String> {
+    fn peers(text: &str) -> Result<Vec<Peer<Product>>, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("before.jsonl");
         fs::write(&path, text).unwrap();
-        read(&path).map_err(|failure| failure.to_string())
+        let job = |case: &str, shape: &str| if case == "gemm" { Product::parse(shape).map(Some) } else { Ok(None) };
+        read(&path, &["matrixmultiply"], "a product", job).map_err(|failure| failure.to_string())
     }
 
     #[test]
@@ -146,7 +156,7 @@ mod tests {
         }
         for nothing in ["", "\n\n", r#"{"case":"bn_fwd"}"#] {
             let error = peers(nothing).map(|_| ()).unwrap_err();
-            assert!(error.ends_with("before.jsonl: not one line is a product, with \"case\": \"gemm\""), "{error}");
+            assert!(error.ends_with("before.jsonl: not one line is a product"), "{error}");
         }
     }
 }

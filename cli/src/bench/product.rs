@@ -1,11 +1,11 @@
 //! Which products are timed, and the matrices of one.
 
 use super::rival::Rival;
+use super::{check_memory, noise, size};
 use crate::failure::Failure;
 use evenkeel::kernels::gemm::{Epilogue, gemm, scratch_len};
 use evenkeel::matrix::{MatMut, MatRef};
 use evenkeel::tensor::Tensor;
-use evenkeel::{Error, Rng, machine};
 use std::fmt;
 
 /// How the operands of `C = A B` lie in memory, row-major.
@@ -57,15 +57,9 @@ impl Product {
             Some((sizes, "nt")) => (sizes, Form::TransposedB),
             Some(_) => return Err("expected MxKxN, MxKxN_tn or MxKxN_nt".to_string()),
         };
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let parts: Vec<&str> = sizes.split('x').collect();
         let [m, k, n] = parts[..] else { return Err(format!("expected three sizes as in 32x784x32, found {sizes}")) };
-        let size = |text: &str| match text.parse::<usize>() {
-            _ if !digits(text) => Err(format!("{text:?} is not a size; expected three as in 32x784x32")),
-            Ok(0) => Err("a size is 0: there is nothing to multiply".to_string()),
-            Ok(size) => Ok(size),
-            Err(_) => Err(format!("{text} is more than can be addressed")),
-        };
+        let size = |text: &str| size(text, "three as in 32x784x32", "multiply");
         Ok(Product { m: size(m)?, k: size(k)?, n: size(n)?, form })
     }
 
@@ -99,18 +93,7 @@ impl Product {
     pub(crate) fn check<T: Rival>(self) -> Result<(), Failure> {
         let (m, k, n) = (self.m as f64, self.k as f64, self.n as f64);
         let needed = (m * k + k * n + m * n) * size_of::<T>() as f64;
-        let gib = |bytes: f64| bytes / (1u64 << 30) as f64;
-        // Where the system does not tell, what few machines lack.
-        let free = machine::available_memory().unwrap_or(4 << 30) as f64;
-        if needed <= free / 2.0 {
-            return Ok(());
-        }
-        let expected = format!(
-            "a product whose three matrices take at most {:.1} GiB, half of the memory that is free; these take {:.1} GiB",
-            gib(free / 2.0),
-            gib(needed)
-        );
-        Err(Error::Invalid { what: "--shape".to_string(), value: self.to_string(), expected }.into())
+        check_memory(self, "a product whose three matrices", needed)
     }
 }
 
@@ -166,17 +149,6 @@ impl<T: Rival> Operands<T> {
         let (a, b, c, _) = self.views();
         T::matrixmultiply(a, b, c);
     }
-}
-
-/// Normal numbers, repeated after a while: which they are changes no time.
-fn noise<T: Rival>(len: usize) -> evenkeel::Result<Tensor<T>> {
-    let mut rng = Rng::new(1, "bench");
-    let drawn: Vec<T> = (0..4093).map(|_| T::from_f64(rng.normal())).collect();
-    let mut tensor = Tensor::zeros([len])?;
-    for (x, &drawn) in tensor.data_mut().iter_mut().zip(drawn.iter().cycle()) {
-        *x = drawn;
-    }
-    Ok(tensor)
 }
 
 #[cfg(test)]

@@ -1,16 +1,15 @@
 //! `evenkeel bench roof`: the peak of multiply-adds and the bandwidth of each level of memory.
 
+use super::memory::{Buffers, Pass, l2};
 use super::sample::{Effort, NOISY, Samples, repetitions, take_turns};
-use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded, slowest, timed};
+use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded};
 use crate::args::Roof;
 use crate::failure::Failure;
 use crate::term::{self, Column, Progress, Term};
 use evenkeel::Threads;
-use evenkeel::machine::{self, Cache, probe};
+use evenkeel::machine::{self, Cache};
 use evenkeel::simd::{Element, Isa};
-use evenkeel::tensor::{ALIGNMENT, Tensor};
 use serde_json::{Value, json};
-use std::sync::{Mutex, PoisonError};
 
 /// Seconds of a sample, or one pass where that takes longer.
 const SAMPLE: f64 = 1e-3;
@@ -20,9 +19,8 @@ const EFFORT: Effort = Effort { seconds: 5.0, rounds: 11 };
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-/// Caches where the system does not tell: as small as they come for the first two, as large as they come for the last.
+/// Caches where the system does not tell: as small as it comes for the first, as large as it comes for the last.
 const L1: usize = 32 * KIB;
-const L2: usize = 256 * KIB;
 const LAST: usize = 64 * MIB;
 /// More than this is not touched, however large the last cache is.
 const MOST: usize = 2048 * MIB;
@@ -30,7 +28,7 @@ const MOST: usize = 2048 * MIB;
 pub(crate) fn run(options: &Roof) -> Result<(), Failure> {
     let all = [1, machine::available_threads()];
     let budgets = budgets(if options.threads.is_empty() { &all } else { &options.threads })?;
-    let mut results = Results::begin(&options.measure)?;
+    let mut results = Results::begin(&options.measure, None)?;
     let term = Term::detect(options.measure.quiet);
     let effort = if options.measure.once { Effort { seconds: 0.0, rounds: 1 } } else { EFFORT };
     let progress = term.progress(budgets.len() as u64);
@@ -75,7 +73,7 @@ struct Level {
 /// thread's share of four times L3, which no cache holds, within a quarter of the memory that is free.
 fn levels(caches: &[Cache], threads: usize, free: Option<usize>) -> Vec<Level> {
     let of = |level: u8| caches.iter().find(|cache| cache.level == level).map(|cache| cache.bytes);
-    let (l1, l2, l3) = (of(1).unwrap_or(L1), of(2).unwrap_or(L2), of(3));
+    let (l1, l2, l3) = (of(1).unwrap_or(L1), l2(caches), of(3));
     let mut levels = vec![Level { name: "L1", bytes: l1 / 2 }, Level { name: "L2", bytes: l2 / 2 }];
     let share = l3.map_or(0, |l3| l3 / threads);
     if share >= 2 * l2 {
@@ -86,46 +84,7 @@ fn levels(caches: &[Cache], threads: usize, free: Option<usize>) -> Vec<Level> {
     levels
 }
 
-/// One way over memory.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Pass {
-    Read,
-    Copy,
-    Triad,
-}
-
 const PASSES: [Pass; 3] = [Pass::Read, Pass::Copy, Pass::Triad];
-
-impl Pass {
-    fn name(self) -> &'static str {
-        match self {
-            Pass::Read => "read",
-            Pass::Copy => "copy",
-            Pass::Triad => "triad",
-        }
-    }
-
-    /// Once over `data`, cut into as many arrays as the pass has. Returns the bytes moved.
-    fn over(self, data: &mut [f32]) -> usize {
-        // Whole cache lines, so that every array begins with one.
-        let line = ALIGNMENT / size_of::<f32>();
-        let part = |arrays: usize| data.len() / arrays / line * line;
-        match self {
-            Pass::Read => probe::read(data),
-            Pass::Copy => {
-                let part = part(2);
-                let (x, y) = data.split_at_mut(part);
-                probe::copy(x, &mut y[..part])
-            }
-            Pass::Triad => {
-                let part = part(3);
-                let (a, rest) = data.split_at_mut(part);
-                let (b, c) = rest.split_at(part);
-                probe::triad(a, b, &c[..part])
-            }
-        }
-    }
-}
 
 /// What takes turns.
 #[derive(Clone, Copy)]
@@ -161,26 +120,11 @@ struct Bandwidth {
 
 fn measure(threads: &Threads, effort: Effort, progress: &Progress) -> Result<Reached, Failure> {
     let levels = levels(&machine::caches(), threads.count(), machine::available_memory());
-    // Each thread makes and fills its own: memory lies near the processor that touches it first.
-    let buffers: Vec<_> = threads.together(|_| levels.iter().map(|level| filled(level.bytes)).collect());
-    let buffers: Vec<Mutex<Vec<Tensor<f32>>>> =
-        buffers.into_iter().map(|own: evenkeel::Result<_>| own.map(Mutex::new)).collect::<evenkeel::Result<_>>()?;
-    let over = |level: usize, pass: Pass, reps: usize| {
-        slowest(threads, |i| {
-            let mut own = buffers[i].lock().unwrap_or_else(PoisonError::into_inner);
-            let data = own[level].data_mut();
-            pass.over(data); // so that what fits in a cache is in it
-            timed(|| {
-                for _ in 0..reps {
-                    pass.over(data);
-                }
-            })
-        })
-    };
+    let buffers = Buffers::new(threads, &levels.iter().map(|level| level.bytes).collect::<Vec<_>>())?;
     let run = |turn: Turn, reps: usize| match turn {
         Turn::Single(isa) => multiply_adds::<f32>(isa, threads, reps),
         Turn::Double(isa) => multiply_adds::<f64>(isa, threads, reps),
-        Turn::Over(level, pass) => over(level, pass, reps),
+        Turn::Over(level, pass) => buffers.over(level, pass, reps),
     };
     let isas = Isa::available().into_iter().filter(|&isa| isa <= Isa::current());
     let loops = isas.flat_map(|isa| [Turn::Single(isa), Turn::Double(isa)]);
@@ -199,20 +143,12 @@ fn measure(threads: &Threads, effort: Effort, progress: &Progress) -> Result<Rea
             Turn::Single(isa) => peak(isa, f32::NAME, flops_of_unit::<f32>(isa, threads)),
             Turn::Double(isa) => peak(isa, f64::NAME, flops_of_unit::<f64>(isa, threads)),
             Turn::Over(level, pass) => {
-                let own = &mut buffers[0].lock().unwrap_or_else(PoisonError::into_inner)[level];
-                let bytes = (pass.over(own.data_mut()) * threads.count()) as f64;
+                let bytes = buffers.bytes(level, pass);
                 reached.bandwidths.push(Bandwidth { level: levels[level], pass, samples, bytes });
             }
         }
     }
     Ok(reached)
-}
-
-/// Ones: pages that were never written may all be the same page of zeros.
-fn filled(bytes: usize) -> evenkeel::Result<Tensor<f32>> {
-    let mut tensor = Tensor::zeros([bytes / size_of::<f32>()])?;
-    tensor.data_mut().fill(1.0);
-    Ok(tensor)
 }
 
 impl Peak {
@@ -347,11 +283,5 @@ mod tests {
         assert_eq!(sizes(&unknown), [("L1", 16 * KIB), ("L2", 128 * KIB), ("memory", 128 * MIB)]);
         assert_eq!(levels(&[cache(3, 4096 * MIB)], 1, None).last().unwrap().bytes, MOST);
         assert_eq!(levels(&[], 1, Some(100 * MIB)).last().unwrap().bytes, 25 * MIB);
-    }
-
-    #[test]
-    fn passes_go_over_equal_parts() {
-        let mut data = vec![1.0; 1000];
-        assert_eq!(PASSES.map(|pass| pass.over(&mut data)), [4000, 2 * 4 * 496, 3 * 4 * 320]);
     }
 }
