@@ -155,7 +155,7 @@ pub(crate) struct Gemm {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Timing {
     /// The type of the elements.
-    #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "f32")]
+    #[arg(long = "dtype", visible_alias = "type", value_name = "TYPE", value_enum, default_value = "f32")]
     pub(crate) element: ElementType,
     /// Numbers of threads.
     #[arg(long, value_name = "T,T", value_delimiter = ',', default_value = "1")]

@@ -272,7 +272,7 @@ fn products_are_timed_and_the_best_instruction_set_has_no_name() {
         }
     }
     // What caps the instruction set decides which one is measured.
-    let capped = evenkeel(&bench("gemm", &["--shape", "8x8x8", "--type", "f64", "--format", "json"]))
+    let capped = evenkeel(&bench("gemm", &["--shape", "8x8x8", "--dtype", "f64", "--format", "json"]))
         .env("EVENKEEL_ISA", "portable")
         .output()
         .unwrap();
@@ -387,7 +387,9 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
         gemm(&["--threads", wrong], 2, &["--threads", "expected a number of threads from 1 to 1024"]);
     }
     gemm(&["--isa", "avx1024"], 2, &["avx1024", "portable"]);
-    gemm(&["--type", "f16"], 2, &["f16", "f64"]);
+    for spelling in ["--dtype", "--type"] {
+        gemm(&[spelling, "f16"], 2, &["--dtype", "f16", "f64"]);
+    }
     gemm(&["--plot", &path("plot.pdf")], 2, &["plot.pdf", ".svg or .png"]);
     refuses(&bench("roof", &["--threads", "1,0"]), 2, &["threads", "1 to 1024"]);
     refuses(&["bench"], 2, &["Usage", "roof", "gemm"]);
