@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use crate::bench::Product;
+use crate::bench::{Layout, Pass, Product, Typed};
 use crate::lab::{Lab, OptimizerKind};
 use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -106,6 +106,22 @@ pub(crate) enum Bench {
     /// ours is faster. Noise is (p90 - p10) / median of the loop: above 5 % a row is not to be trusted.
     #[command(after_help = EXIT_STATUS)]
     Gemm(Gemm),
+    /// Batch normalisation, forward and backward: time, GB/s, share of the machine's bandwidth, error, and a plain loop beside it.
+    ///
+    /// GB/s count what a pass must move at least, in tensors as large as x, which follows from the shape alone. Forward: 1 read and
+    /// 1 write if one 64-byte-wide slab of channels (its values times 64 bytes; one channel's planes in NCHW and NxCxL) fits in 0.6 of a
+    /// second-level cache, else 2 reads and 1 write. Backward: 2 and 1 if the slabs of x and dy fit, else 4 and 1. Where all tensors
+    /// fit there, both readings count: 2 and 1 forward, 4 and 1 backward. Frozen: 1 and 1. Frozen-backward: 1 and 1, with ReLU 2 and
+    /// 1. Frozen-backward-sums, which gives dgamma and dbeta too: 2 and 1 if slabs fit, else 3 and 1, with ReLU 4 and 1.
+    ///
+    /// The roof is the least time for that: of the same sweeps without arithmetic, a reading of what is read before anything is written,
+    /// then a copy (1 and 1) or a triad a = b + s c (2 and 1), over as much memory as the pass touches and on as many threads. A slab
+    /// that a last-level cache keeps may beat it. Samples of all instruction sets, of both sweeps, of a textbook's loop (on one
+    /// thread) and of a multiply-add loop take turns. The error is the largest of y or dx against the f64 reference, in units in the last place of
+    /// the largest value there. A ratio is another's time over ours: above 1 ours is faster. Noise is (p90 - p10) / median of the
+    /// multiply-add loop: above 5 % a row is not to be trusted.
+    #[command(after_help = EXIT_STATUS)]
+    Batchnorm(BatchNorm),
 }
 
 /// What every bench takes.
@@ -114,6 +130,9 @@ pub(crate) struct Measure {
     /// Also write one JSON object a line to FILE; with `-` to standard output, in place of the table.
     #[arg(long, value_name = "FILE|-")]
     pub(crate) json: Option<PathBuf>,
+    /// Also write the same as a table with commas.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
     /// What standard output is written for.
     #[arg(long, value_enum, default_value = "human")]
     pub(crate) format: Format,
@@ -147,6 +166,31 @@ pub(crate) struct Gemm {
     /// the products of layers, forward and backward].
     #[arg(long, value_name = "MxKxN[_tn|_nt]", value_parser = Product::parse)]
     pub(crate) shape: Vec<Product>,
+    #[command(flatten)]
+    pub(crate) timing: Timing,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BatchNorm {
+    /// Images, channels, then the rest, whatever the layout; `_nchw` or `_nhwc` behind NxCxHxW says how that one lies in memory. May
+    /// be repeated [default: layers from 32x32 to 65536x64, and images from 128x16x10x10 to 64x64x56x56].
+    #[arg(long, value_name = "NxC|NxCxL|NxCxHxW", value_parser = Typed::parse)]
+    pub(crate) shape: Vec<Typed>,
+    /// How images lie in memory: whole planes, or channels innermost. NxC and NxCxL lie as they are written.
+    #[arg(long, value_name = "LAYOUT,LAYOUT", value_delimiter = ',', value_enum, default_value = "nchw,nhwc")]
+    pub(crate) layout: Vec<Layout>,
+    /// What is timed.
+    #[arg(
+        long = "pass",
+        value_name = "PASS,PASS",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "forward,backward"
+    )]
+    pub(crate) passes: Vec<Pass>,
+    /// ReLU after it, in the same pass.
+    #[arg(long)]
+    pub(crate) relu: bool,
     #[command(flatten)]
     pub(crate) timing: Timing,
 }

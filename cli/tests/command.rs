@@ -343,6 +343,89 @@ fn products_beside_others_as_table_lines_and_picture() {
 }
 
 #[test]
+fn normalisations_are_timed_in_every_layout_and_pass() {
+    let shapes = ["--shape", "9x5", "--shape", "4x3x20", "--shape", "2x3x4x5", "--shape", "3x2x2x2_nhwc"];
+    let passes = ["--pass", "forward,backward,frozen,frozen-backward,frozen-backward-sums", "--relu"];
+    let more = ["--isa", "scalar", "--isa", "portable", "--threads", "1,2", "--json", "-"];
+    let output = run(&bench("batchnorm", &[&shapes[..], &passes, &more].concat()));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = json_lines(&output.stdout);
+    let mut expected = Vec::new();
+    for threads in [1, 2] {
+        for (shape, layout) in [
+            ("9x5_nc", "nc"),
+            ("4x3x20_ncl", "ncl"),
+            ("2x3x4x5_nchw", "nchw"),
+            ("2x3x4x5_nhwc", "nhwc"),
+            ("3x2x2x2_nhwc", "nhwc"),
+        ] {
+            for (case, reads) in [("fwd", 2), ("bwd", 4), ("eval", 1), ("eval_bwd", 2), ("eval_bwd_sums", 4)] {
+                for (peer, isa) in
+                    [(None, Some("portable")), (Some("evenkeel-scalar"), Some("scalar")), (Some("textbook"), None)]
+                {
+                    expected.push((threads, shape, layout, format!("bn_relu_{case}"), reads, peer, isa));
+                }
+            }
+        }
+    }
+    assert_eq!(lines.len(), expected.len());
+    for (line, (threads, shape, layout, case, reads, peer, isa)) in lines.iter().zip(expected) {
+        assert_eq!((line["case"].as_str(), line["type"].as_str()), (Some(case.as_str()), Some("f32")), "{line}");
+        assert_eq!((line["threads"].as_u64(), line["shape"].as_str()), (Some(threads), Some(shape)), "{line}");
+        assert_eq!((line["peer"].as_str(), line["isa"].as_str()), (peer, isa), "{line}");
+        assert_eq!((line["layout"].as_str(), line["reads"].as_u64()), (Some(layout), Some(reads)), "{line}");
+        for key in ["median_us", "min_us", "max_us", "reps", "gbps", "roof_gbps", "percent_of_roof", "working_set"] {
+            assert!(line[key].as_f64().unwrap() > 0.0, "{key} in {line}");
+        }
+        assert_eq!(line["error_ulp"].is_number(), isa.is_some(), "{line}");
+        assert!(isa.is_none() || line["error_ulp"].as_f64().unwrap() < 100.0, "{line}");
+    }
+    // Without ReLU, in f64, and one layout alone.
+    let more = ["--shape", "2x3x4x5", "--layout", "nhwc", "--dtype", "f64", "--isa", "portable", "--json", "-"];
+    let lines = json_lines(&run(&bench("batchnorm", &more)).stdout);
+    let cases: Vec<_> = lines.iter().map(|line| (line["case"].as_str().unwrap(), line["type"].as_str())).collect();
+    assert_eq!(cases, ["bn_fwd", "bn_fwd", "bn_bwd", "bn_bwd"].map(|case| (case, Some("f64"))));
+    assert!(lines.iter().all(|line| line["shape"] == "2x3x4x5_nhwc"));
+}
+
+#[test]
+fn normalisations_beside_others_as_table_lines_and_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let (peers, json, csv, plot) = (path("peers.jsonl"), path("ours.jsonl"), path("ours.csv"), path("ours.png"));
+    fs::write(
+        &peers,
+        "{\"peer\":\"torch\",\"case\":\"bn_relu_fwd\",\"shape\":\"8x5x3x3_nhwc\",\"threads\":1,\"median_us\":1e9}\n\
+         {\"peer\":\"onednn\",\"case\":\"bn_relu_fwd\",\"shape\":\"8x16x3x3_nChw16c\",\"median_us\":1}\n\
+         {\"peer\":\"torch\",\"case\":\"gemm\",\"shape\":\"8x8x8\",\"median_us\":1}\n",
+    )
+    .unwrap();
+    let shapes = ["--shape", "8x5x3x3", "--pass", "forward", "--relu", "--isa", "portable"];
+    let files = ["--peers", &peers, "--json", &json, "--csv", &csv, "--plot", &plot];
+    let output = run(&bench("batchnorm", &[&shapes[..], &files].concat()));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.lines().next().unwrap().ends_with(", f32, with ReLU, 1 thread"), "{table}");
+    let header = table.lines().nth(2).unwrap();
+    for heading in ["us", "spread", "samples", "GB/s", "roof", "of roof", "error", "textbook", "torch", "noise"] {
+        assert!(header.contains(&format!("  {heading}")), "{heading}: {header}");
+    }
+    assert!(!header.contains("isa") && !header.contains("threads") && !header.contains("onednn"), "{header}");
+    let row = |shape: &str| {
+        table.lines().find(|line| line.starts_with(shape)).unwrap().split_whitespace().collect::<Vec<_>>()
+    };
+    // shape, pass, us, spread, %, samples, GB/s, roof, of roof, %, error, textbook, torch
+    assert!(row("8x5x3x3_nhwc")[12].parse::<f64>().unwrap() > 1e6, "{table}");
+    assert_eq!(row("8x5x3x3_nchw")[12], "-", "{table}");
+    assert_eq!(json_lines(&fs::read(&json).unwrap()).len(), 4);
+    let rows = fs::read_to_string(&csv).unwrap();
+    assert!(rows.starts_with("case,shape,layout,type,threads,isa,peer,"), "{rows}");
+    assert_eq!(rows.lines().filter(|row| row.starts_with("bn_relu_fwd,8x5x3x3_n")).count(), 4, "{rows}");
+    assert!(fs::read(&plot).unwrap().starts_with(b"\x89PNG"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "a part of a file was left");
+}
+
+#[test]
 fn the_roof_has_every_instruction_set_and_level() {
     let output = run(&bench("roof", &["--threads", "1,2", "--json", "-"]));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -392,7 +475,24 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
     }
     gemm(&["--plot", &path("plot.pdf")], 2, &["plot.pdf", ".svg or .png"]);
     refuses(&bench("roof", &["--threads", "1,0"]), 2, &["threads", "1 to 1024"]);
-    refuses(&["bench"], 2, &["Usage", "roof", "gemm"]);
+    refuses(&["bench"], 2, &["Usage", "roof", "gemm", "batchnorm"]);
+    let norm = |more: &[&str], status: i32, words: &[&str]| refuses(&bench("batchnorm", more), status, words);
+    norm(&["--shape", "8"], 2, &["--shape", "NxC", "NxCxHxW"]);
+    norm(&["--shape", "8x8x8x8x8"], 2, &["8x8x8x8x8", "NxCxHxW"]);
+    norm(&["--shape", "8x0"], 2, &["8x0", "nothing to normalise"]);
+    norm(&["--shape", "8x8x8x8_nwhc"], 2, &["_nwhc", "_nhwc"]);
+    norm(&["--shape", "99999999999999999999x8"], 2, &["addressed"]);
+    norm(&["--shape", "10000000x100000"], 2, &["10000000x100000_nc", "GiB", "free"]);
+    norm(&["--shape", "18446744073709551615x18446744073709551615x2x2"], 2, &["GiB", "free"]);
+    norm(&["--shape", "8x8", "--shape", "1x8"], 2, &["1x8_nc", "two values of each channel", "--pass forward"]);
+    norm(&["--layout", "nwhc"], 2, &["nwhc", "nchw", "nhwc"]);
+    norm(&["--pass", "sideways"], 2, &["sideways", "frozen-backward"]);
+    norm(&["--dtype", "f16"], 2, &["f16", "f64"]);
+    norm(&["--isa", "avx1024"], 2, &["avx1024", "portable"]);
+    norm(&["--plot", &path("plot.pdf")], 2, &["plot.pdf", ".svg or .png"]);
+    norm(&["--csv", "-"], 2, &["--csv", "--json -"]);
+    norm(&["--csv", &path("one"), "--json", &path("one")], 2, &["--csv", "another file than --json's"]);
+    norm(&["--csv", &path("one.svg"), "--plot", &path("one.svg")], 2, &["--plot", "another file than --csv's"]);
     let info = run(&["info", "--format", "json"]);
     let available = serde_json::from_slice::<serde_json::Value>(&info.stdout).unwrap()["isa_available"].to_string();
     for isa in ["avx2", "avx512"].iter().filter(|isa| !available.contains(*isa)) {
@@ -404,6 +504,8 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
     fs::write(path("peers.jsonl"), "{\"case\":\"gemm\",\"shape\":\"8x8x8\",\"median_us\":1}\n{\"case\":\"gemm\"}\n")
         .unwrap();
     gemm(&["--peers", &path("peers.jsonl")], 3, &["peers.jsonl: line 2", "shape"]);
+    norm(&["--peers", &path("peers.jsonl")], 3, &["not one line is a normalisation", "bn_fwd"]);
+    norm(&["--csv", &path("missing/table.csv")], 3, &["table.csv", "--csv"]);
     gemm(&["--json", &path("missing/lines.jsonl")], 3, &["lines.jsonl", "--json"]);
     gemm(&["--plot", &path("missing/plot.svg")], 3, &["plot.svg", "--plot"]);
     refuses(&bench("roof", &["--json", folder.path().to_str().unwrap()]), 3, &["it is a folder", "--json"]);

@@ -5,7 +5,7 @@ use super::peers::{self, Peer};
 use super::product::{Form, Operands, Product};
 use super::rival::{RIVAL, Rival};
 use super::sample::{Effort, NOISY, SAMPLE, Samples, median, repetitions, take_turns};
-use super::{at_once, budgets, count_of_threads, flops_of_unit, isas, multiply_adds, percent, rounded, timed};
+use super::{at_once, budgets, count_of_threads, flops_of_unit, isas, line, multiply_adds, percent, rounded, timed};
 use crate::args::{ElementType, Gemm};
 use crate::chart::{Figure, figures};
 use crate::failure::Failure;
@@ -156,20 +156,13 @@ fn time<T: Rival>(
 fn lines<T: Rival>(case: &Case) -> Vec<Value> {
     let line = |samples: &Samples, peak: f64| {
         let gflops = case.gflops(samples);
-        json!({
-            "case": CASE,
-            "shape": case.product.to_string(),
-            "type": T::NAME,
-            "threads": case.threads,
-            "median_us": rounded(1e6 * samples.median()),
-            "min_us": rounded(1e6 * samples.min()),
-            "max_us": rounded(1e6 * samples.max()),
-            "reps": samples.len(),
-            "gflops": rounded(gflops),
-            "peak_gflops": rounded(peak),
-            "percent_of_peak": rounded(100.0 * gflops / peak),
-            "noise": rounded(case.noise()),
-        })
+        let mut value = line(CASE, &case.product.to_string(), case.threads, samples);
+        value["type"] = json!(T::NAME);
+        value["gflops"] = json!(rounded(gflops));
+        value["peak_gflops"] = json!(rounded(peak));
+        value["percent_of_peak"] = json!(rounded(100.0 * gflops / peak));
+        value["noise"] = json!(rounded(case.noise()));
+        value
     };
     let mut lines = Vec::new();
     for (i, ours) in case.ours.iter().enumerate() {

@@ -3,9 +3,12 @@
 //! Everything that is compared is measured in turns (`sample`), a loop of multiply-adds of fixed length among it: the loop is both the
 //! peak that a kernel is held to and the witness of how quiet the machine was.
 
+mod batch;
+mod batchnorm;
 mod course;
 mod gemm;
 mod memory;
+mod norm;
 mod peers;
 mod product;
 mod rival;
@@ -16,12 +19,14 @@ use crate::args::{Bench, Format, Measure};
 use crate::failure::Failure;
 use crate::files;
 use crate::term::Out;
+pub(crate) use batch::{Layout, Pass, Typed};
 use evenkeel::machine::{self, probe};
 use evenkeel::simd::{Element, ISA_VARIABLE, Isa, with_isa};
 use evenkeel::tensor::Tensor;
 use evenkeel::{Error, Rng, Threads};
 pub(crate) use product::Product;
-use serde_json::Value;
+use sample::Samples;
+use serde_json::{Value, json};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -31,39 +36,47 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
     match bench {
         Bench::Roof(options) => roof::run(options),
         Bench::Gemm(options) => gemm::run(options),
+        Bench::Batchnorm(options) => batchnorm::run(options),
     }
 }
 
-/// Where results go: a table on standard output or JSON lines in its place, and JSON lines in a file.
+/// Where results go: a table on standard output or JSON lines in its place, and files.
 struct Results {
     /// Standard output is for people.
     human: bool,
-    file: Option<(PathBuf, String)>,
+    /// What programs get, so far.
+    lines: Vec<Value>,
+    json: Option<PathBuf>,
+    csv: Option<PathBuf>,
 }
 
 impl Results {
     /// Refuses a file that cannot be written, a picture among them, before anything is measured.
     fn begin(options: &Measure, plot: Option<&Path>) -> Result<Results, Failure> {
-        let file = options.json.as_deref().filter(|path| *path != Path::new("-"));
-        if let Some(path) = plot {
-            if file == Some(path) {
-                let (what, value) = ("--plot".to_string(), path.display().to_string());
-                return Err(Error::Invalid { what, value, expected: "another file than --json's".to_string() }.into());
+        let (json, csv) = (options.json.as_deref(), options.csv.as_deref());
+        let file = json.filter(|path| *path != Path::new("-"));
+        let refused = |option: &str, path: &Path, expected: String| {
+            let (what, value) = (option.to_string(), path.display().to_string());
+            Err(Error::Invalid { what, value, expected }.into())
+        };
+        let wanted = [("--json", file), ("--csv", csv), ("--plot", plot)];
+        for (i, &(option, path)) in wanted.iter().enumerate() {
+            let Some(path) = path else { continue };
+            if path == Path::new("-") {
+                return refused(option, path, "a file; standard output takes JSON lines, with --json -".to_string());
             }
-            files::check(path).map_err(Failure::write_named_by("--plot", path))?;
+            if let Some((other, _)) = wanted[..i].iter().find(|(_, taken)| *taken == Some(path)) {
+                return refused(option, path, format!("another file than {other}'s"));
+            }
+            files::check(path).map_err(Failure::write_named_by(option, path))?;
         }
-        if let Some(path) = file {
-            files::check(path).map_err(Failure::write_named_by("--json", path))?;
-        }
-        let human = options.format == Format::Human && (options.json.is_none() || file.is_some());
-        Ok(Results { human, file: file.map(|path| (path.to_path_buf(), String::new())) })
+        let human = options.format == Format::Human && (json.is_none() || file.is_some());
+        Ok(Results { human, lines: Vec::new(), json: file.map(Path::to_path_buf), csv: csv.map(Path::to_path_buf) })
     }
 
     /// A result for programs.
     fn json(&mut self, value: &Value) -> Result<(), Failure> {
-        if let Some((_, text)) = &mut self.file {
-            *text += &format!("{value}\n");
-        }
+        self.lines.push(value.clone());
         if self.human { Ok(()) } else { writeln!(Out, "{value}").map_err(Failure::Output) }
     }
 
@@ -81,9 +94,32 @@ impl Results {
     }
 
     fn end(self) -> Result<(), Failure> {
-        let Some((path, text)) = self.file else { return Ok(()) };
-        files::replace(&path, text.as_bytes()).map_err(Failure::write_named_by("--json", &path))
+        let lines: String = self.lines.iter().map(|line| format!("{line}\n")).collect();
+        for (option, path, text) in [("--json", self.json, lines), ("--csv", self.csv, csv(&self.lines))] {
+            let Some(path) = path else { continue };
+            files::replace(&path, text.as_bytes()).map_err(Failure::write_named_by(option, &path))?;
+        }
+        Ok(())
     }
+}
+
+/// A row for each line and a column for each key, those first that say what a line is of.
+fn csv(lines: &[Value]) -> String {
+    let mut keys = vec!["case", "shape", "layout", "type", "threads", "isa", "peer"];
+    for key in lines.iter().filter_map(Value::as_object).flat_map(|keys| keys.keys()) {
+        if !keys.contains(&key.as_str()) {
+            keys.push(key);
+        }
+    }
+    keys.retain(|&key| lines.iter().any(|line| !line[key].is_null()));
+    let cell = |value: &Value| match value {
+        Value::Null => String::new(),
+        Value::String(text) if text.contains([',', '"']) => format!("\"{}\"", text.replace('"', "\"\"")),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let row = |line: &Value| keys.iter().map(|&key| cell(&line[key])).collect::<Vec<_>>().join(",");
+    [keys.join(",")].into_iter().chain(lines.iter().map(row)).map(|row| row + "\n").collect()
 }
 
 /// One budget for each number of threads, each number once; a warning where they are more than can run at once.
@@ -209,7 +245,34 @@ fn count_of_threads(count: usize) -> String {
     if count == 1 { "1 thread".to_string() } else { format!("{count} threads") }
 }
 
+/// What every line of samples has.
+fn line(case: &str, shape: &str, threads: usize, samples: &Samples) -> Value {
+    json!({
+        "case": case,
+        "shape": shape,
+        "threads": threads,
+        "median_us": rounded(1e6 * samples.median()),
+        "min_us": rounded(1e6 * samples.min()),
+        "max_us": rounded(1e6 * samples.max()),
+        "reps": samples.len(),
+        "spread": rounded(samples.spread()),
+    })
+}
+
 /// Rounded to four digits after the point: what lies beyond is noise, and lines stay short.
 fn rounded(x: f64) -> f64 {
     (x * 1e4).round() / 1e4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_any_keys_make_one_table() {
+        let lines =
+            [json!({ "case": "a", "peer": "x, \"y\"", "us": 1.5 }), json!({ "case": "b", "gbps": 2, "peer": null })];
+        assert_eq!(csv(&lines), "case,peer,us,gbps\na,\"x, \"\"y\"\"\",1.5,\nb,,,2\n");
+        assert_eq!(csv(&[]), "\n");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::memory::{Buffers, Pass, l2};
 use super::sample::{Effort, NOISY, Samples, repetitions, take_turns};
-use super::{Results, budgets, count_of_threads, flops_of_unit, multiply_adds, percent, rounded};
+use super::{Results, budgets, count_of_threads, flops_of_unit, line, multiply_adds, percent, rounded};
 use crate::args::Roof;
 use crate::failure::Failure;
 use crate::term::{self, Column, Progress, Term};
@@ -171,27 +171,15 @@ impl Reached {
 
     /// One line for each figure, and one that says whether to trust them.
     fn lines(&self) -> Vec<Value> {
-        let line = |case: &str, shape: &str, samples: &Samples| {
-            json!({
-                "case": case,
-                "shape": shape,
-                "threads": self.threads,
-                "median_us": rounded(1e6 * samples.median()),
-                "min_us": rounded(1e6 * samples.min()),
-                "max_us": rounded(1e6 * samples.max()),
-                "reps": samples.len(),
-                "spread": rounded(samples.spread()),
-            })
-        };
         let peaks = self.peaks.iter().map(|peak| {
-            let mut value = line("fma", &format!("{}_{}", peak.isa, peak.element), &peak.samples);
+            let mut value = line("fma", &format!("{}_{}", peak.isa, peak.element), self.threads, &peak.samples);
             value["isa"] = json!(peak.isa.name());
             value["type"] = json!(peak.element);
             value["gflops"] = json!(rounded(peak.gflops()));
             value
         });
         let bandwidths = self.bandwidths.iter().map(|bandwidth| {
-            let mut value = line(bandwidth.pass.name(), bandwidth.level.name, &bandwidth.samples);
+            let mut value = line(bandwidth.pass.name(), bandwidth.level.name, self.threads, &bandwidth.samples);
             value["isa"] = json!(Isa::current().name());
             value["bytes"] = json!(bandwidth.bytes);
             value["gbps"] = json!(rounded(bandwidth.gbps()));

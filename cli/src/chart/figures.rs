@@ -157,6 +157,44 @@ pub(crate) fn rates(title: &str, note: &str, columns: usize, groups: Vec<Rates>)
     }
 }
 
+/// Rates of one pass on one number of threads, over the memory that it touches.
+pub(crate) struct Roofline {
+    pub(crate) title: String,
+    /// Who, and bytes with GB/s; NaN where there is none.
+    pub(crate) rates: Vec<(String, Vec<(f64, f64)>)>,
+    /// What the machine could have done.
+    pub(crate) roof: Vec<(f64, f64)>,
+}
+
+/// Points over the working set below a line for the roof, all panels on the same axes.
+pub(crate) fn rooflines(title: &str, note: &str, panels: Vec<Roofline>) -> Figure {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let panel = |panel: Roofline| {
+        let series = |(name, points): (String, Vec<(f64, f64)>), form| Series {
+            name,
+            points: points.into_iter().map(|(bytes, rate)| (bytes / MIB, rate)).collect(),
+            form,
+            band: None,
+        };
+        let drawn = panel.rates.into_iter().filter(|(_, points)| points.iter().any(|(_, rate)| rate.is_finite()));
+        Panel {
+            title: panel.title,
+            x: axis("memory that the pass touches, MiB", Scale::Log),
+            y: axis("GB/s", Scale::Log),
+            series: std::iter::once(series(("roof".to_owned(), panel.roof), Form::Line))
+                .chain(drawn.map(|rates| series(rates, Form::Points)))
+                .collect(),
+        }
+    };
+    Figure {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        columns: if panels.len() == 1 { 1 } else { 2 },
+        share_y: ShareY::All,
+        panels: panels.into_iter().map(panel).collect(),
+    }
+}
+
 /// Points at 1, 2, 3 and so on.
 fn counted(values: impl IntoIterator<Item = f64>) -> Vec<(f64, f64)> {
     values.into_iter().enumerate().map(|(i, value)| ((i + 1) as f64, value)).collect()
