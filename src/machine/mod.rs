@@ -22,10 +22,10 @@ pub fn caches() -> Vec<Cache> {
     found
 }
 
-/// Bytes of the last level of cache, looked up once; 8 MiB where the system does not tell.
-pub fn last_cache() -> usize {
+/// Bytes of the last level of cache, looked up once: from 1 to 64 MiB, whatever the system says, and 8 MiB where it does not tell.
+pub(crate) fn last_cache() -> usize {
     static FOUND: OnceLock<usize> = OnceLock::new();
-    *FOUND.get_or_init(|| caches().last().map_or(8 << 20, |cache| cache.bytes))
+    *FOUND.get_or_init(|| caches().last().map_or(8 << 20, |cache| cache.bytes).clamp(1 << 20, 64 << 20))
 }
 
 fn caches_below(folder: &Path) -> Vec<Cache> {

@@ -31,7 +31,7 @@ pub trait Lanes:
     /// [`store`](Lanes::store) past the caches, where the instruction set can and `x` begins at a multiple of a vector's bytes.
     ///
     /// # Safety
-    /// An `sfence` follows before the elements are read or written again, by whichever thread.
+    /// An `sfence` follows on this thread before any thread reads or writes the elements again.
     #[inline(always)]
     unsafe fn stream(self, x: &mut [Self::Elem]) {
         self.store(x);

@@ -36,6 +36,8 @@ fn opaque<T>(pointer: *const T) -> *const T {
 /// Asks for a line to be brought near; any address will do.
 #[inline(always)]
 fn prefetch<T>(at: *const T) {
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
     // SAFETY: a prefetch reads and writes nothing, whatever the address, and SSE is part of x86-64.
     #[cfg(target_arch = "x86_64")]
     unsafe {
@@ -370,7 +372,7 @@ impl<'a, T: Copy> Panels<'a, T> {
             return;
         }
         for i in 0..self.first.rows {
-            self.first.prefetch(i, p * self.step);
+            self.first.prefetch(i, p.wrapping_mul(self.step));
         }
     }
 
@@ -518,27 +520,21 @@ pub(crate) struct Transfer<'a, T> {
 
 impl<'a, T: Element> Transfer<'a, T> {
     /// From rows of the same number and length; or over what is there.
+    ///
+    /// `is_past`: [`Transfer::store_line`] writes past the caches, unless it is over what was read, whose lines are near anyway. Such
+    /// stores wait in buffers of their own, in any order: dropping this, which nobody may forget to, makes them visible. Nobody else has
+    /// a view of the elements until then, as it borrows them mutably.
     #[inline(always)]
-    pub(crate) fn new(from: Option<Rows<'a, T>>, to: RowsMut<'a, T>) -> Self {
-        let (start, stride) = match from {
+    pub(crate) fn new(from: Option<Rows<'a, T>>, to: RowsMut<'a, T>, is_past: bool) -> Self {
+        let is_past = is_past && from.is_some();
+        let (from, from_stride) = match from {
             Some(from) => {
                 assert!(from.rows == to.rows && from.cols == to.cols);
                 (from.start, from.stride)
             }
             None => (to.start.cast_const(), to.stride),
         };
-        Transfer { from: start, from_stride: stride, to, is_past: false, read: PhantomData }
-    }
-
-    /// Writes past the caches if so, where a vector's worth begins at a multiple of its size: for what is so large that it would
-    /// drive out all else and be gone itself when it is read.
-    ///
-    /// Such stores wait in buffers of their own, in any order: dropping this makes them visible. Nobody else can have a view of the
-    /// elements until then, as it borrows them mutably.
-    #[inline(always)]
-    pub(crate) fn past(mut self, is_past: bool) -> Self {
-        self.is_past = is_past;
-        self
+        Transfer { from, from_stride, to, is_past, read: PhantomData }
     }
 
     /// Number of rows and of columns.
@@ -578,12 +574,18 @@ impl<'a, T: Element> Transfer<'a, T> {
     /// Writes `len` elements of row `i` from column `j` on, at most a vector.
     #[inline(always)]
     pub(crate) fn store<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, len: usize, value: V) {
-        let to = self.to.slice(i, j, len);
-        if len == V::WIDTH && self.is_past {
-            // SAFETY: dropping `self` fences, on the thread that stored.
+        value.store_up_to(self.to.slice(i, j, len));
+    }
+
+    /// Writes a vector of row `i` from column `j` on: a part of lines that are written whole, and once.
+    #[inline(always)]
+    pub(crate) fn store_line<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, value: V) {
+        let to = self.to.slice(i, j, V::WIDTH);
+        if self.is_past {
+            // SAFETY: dropping `self` fences on the thread that stored, because `self` stays on it. What was read lies elsewhere: `new`.
             unsafe { value.stream(to) }
         } else {
-            value.store_up_to(to);
+            value.store(to);
         }
     }
 }
@@ -593,7 +595,7 @@ impl<T> Drop for Transfer<'_, T> {
     fn drop(&mut self) {
         if self.is_past {
             // SAFETY: SSE is part of x86-64.
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
             unsafe {
                 std::arch::x86_64::_mm_sfence();
             }

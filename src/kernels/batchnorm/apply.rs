@@ -38,25 +38,25 @@ pub(super) fn parts(len: usize, cols: usize) -> impl Iterator<Item = (usize, usi
     [(0, rows, cols), (rows * cols, 1, rest)].into_iter().filter(|&(_, rows, cols)| rows > 0 && cols > 0)
 }
 
-/// Normalises by rows; without `x` over `y`. The constants are those of the columns from `shift` on, the first ones last: so many elements
+/// Normalises by rows; without `x` over `y`. The constants are those of the columns from `offset` on, the first ones last: so many elements
 /// are written by themselves, and rows begin behind them.
 pub(super) fn by_rows<T: Element>(
     x: Option<&[T]>,
     y: &mut [T],
-    (grid, shift): (Grid, usize),
+    (grid, offset): (Grid, usize),
     constants: Constants<&[T]>,
     activation: Activation,
 ) {
     let isa = Isa::current();
     let (cols, reach, block) = (grid.cols, grid.reach_of_rows::<T>(), ROWS * grid.cols);
     let cost = Cost { flops: 3 * y.len(), bytes: 2 * size_of_val(y) };
-    let (head, y) = y.split_at_mut(shift);
-    if shift > 0 {
-        let (x, constants) = (x.map(|x| &x[..shift]), constants.last(shift));
-        isa.run(ApplyRows { x, y: head, cols: shift, constants, activation, reach: Reach::Near });
+    let (head, y) = y.split_at_mut(offset);
+    if offset > 0 {
+        let (x, constants) = (x.map(|x| &x[..offset]), constants.last(offset));
+        isa.run(ApplyRows { x, y: head, cols: offset, constants, activation, reach: Reach::Near });
     }
     let tasks = y.len().div_ceil(block);
-    let work = (x.map(|x| Blocks { data: &x[shift..], block }), BlocksMut { data: y, block });
+    let work = (x.map(|x| Blocks { data: &x[offset..], block }), BlocksMut { data: y, block });
     parallel::for_each(tasks, cost, work, |_, (x, y)| {
         isa.run(ApplyRows { x: x.map(|x| x.data), y: y.data, cols, constants, activation, reach });
     });

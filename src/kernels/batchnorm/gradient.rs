@@ -88,7 +88,7 @@ pub(super) fn sums_by_rows<T: Element>(
 pub(super) struct Finish<'a, 'b, T> {
     pub(super) grid: Grid,
     /// Columns that come last in the slopes.
-    pub(super) shift: usize,
+    pub(super) offset: usize,
     /// Values of a channel.
     pub(super) count: usize,
     pub(super) saved: &'a Saved<'b, T>,
@@ -105,7 +105,7 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) -> bool {
-        let Finish { grid, shift, count, saved, partial, mut dgamma, mut dbeta, mut slopes } = self;
+        let Finish { grid, offset, count, saved, partial, mut dgamma, mut dbeta, mut slopes } = self;
         let channels = saved.rows[0].len();
         let mut any_scaled = false;
         for first in (0..channels).step_by(ABREAST) {
@@ -142,7 +142,7 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
                     any_scaled |= all[k].is_scaled != T::ZERO;
                     let rows = [all[k].first, all[k].second, all[k].is_scaled, all[k].rstd];
                     for j in grid.columns_of(first + k, grid.cols) {
-                        let j = if j < shift { j + grid.cols - shift } else { j - shift };
+                        let j = if j < offset { j + grid.cols - offset } else { j - offset };
                         for row in 0..ROWS_OF_SLOPES {
                             slopes[row * grid.cols + j] = rows[row];
                         }
@@ -349,13 +349,13 @@ impl<V: Lanes, const RELU: bool, const SCALED: bool> Values<V> for BatchLanes<'_
     }
 }
 
-/// Pass 2 by rows; without `dy` over `dx`. Constants and slopes are those of the columns from `shift` on, as in
+/// Pass 2 by rows; without `dy` over `dx`. Constants and slopes are those of the columns from `offset` on, as in
 /// [`apply::by_rows`](super::apply::by_rows).
 pub(super) fn input_by_rows<T: Element>(
     x: &[T],
     dy: Option<&[T]>,
     dx: &mut [T],
-    (grid, shift): (Grid, usize),
+    (grid, offset): (Grid, usize),
     constants: Constants<&[T]>,
     path: Path<&[T]>,
     activation: Activation,
@@ -363,15 +363,15 @@ pub(super) fn input_by_rows<T: Element>(
     let isa = Isa::current();
     let (cols, reach, block) = (grid.cols, grid.reach_of_rows::<T>(), ROWS * grid.cols);
     let cost = Cost { flops: 7 * x.len(), bytes: 3 * size_of_val(x) };
-    let (head, dx) = dx.split_at_mut(shift);
-    if shift > 0 {
-        let (x, dy) = (&x[..shift], dy.map(|dy| &dy[..shift]));
-        let (constants, path) = (constants.last(shift), path.last(shift));
-        isa.run(InputRows { x, dy, dx: head, cols: shift, constants, path, activation, reach: Reach::Near });
+    let (head, dx) = dx.split_at_mut(offset);
+    if offset > 0 {
+        let (x, dy) = (&x[..offset], dy.map(|dy| &dy[..offset]));
+        let (constants, path) = (constants.last(offset), path.last(offset));
+        isa.run(InputRows { x, dy, dx: head, cols: offset, constants, path, activation, reach: Reach::Near });
     }
     let part = |data| Blocks { data, block };
-    let work = ((part(&x[shift..]), dy.map(|dy| part(&dy[shift..]))), BlocksMut { data: dx, block });
-    parallel::for_each((x.len() - shift).div_ceil(block), cost, work, |_, ((x, dy), dx)| {
+    let work = ((part(&x[offset..]), dy.map(|dy| part(&dy[offset..]))), BlocksMut { data: dx, block });
+    parallel::for_each((x.len() - offset).div_ceil(block), cost, work, |_, ((x, dy), dx)| {
         let (x, dy, dx) = (x.data, dy.map(|dy| dy.data), dx.data);
         isa.run(InputRows { x, dy, dx, cols, constants, path, activation, reach });
     });
@@ -422,18 +422,18 @@ impl<T: Element> Data<'_, T> {
         activation: Activation,
     ) {
         let Data { x, dy, dx } = self;
-        macro_rules! write {
+        macro_rules! by {
             ($map:ident<$($flag:literal),+> { $($slopes:ident)? }) => {
                 map::write::<V, _, DOWN>($map::<_, _, $($flag),+> { x, constants, $($slopes)? }, dy, dx, reach)
             };
         }
         match (path, activation) {
-            (Path::Frozen, Activation::Identity) => write!(Frozen<false> {}),
-            (Path::Frozen, Activation::Relu) => write!(Frozen<true> {}),
-            (Path::Direct(slopes), Activation::Identity) => write!(Batch < false, false > { slopes }),
-            (Path::Direct(slopes), Activation::Relu) => write!(Batch < true, false > { slopes }),
-            (Path::Scaled(slopes), Activation::Identity) => write!(Batch < false, true > { slopes }),
-            (Path::Scaled(slopes), Activation::Relu) => write!(Batch < true, true > { slopes }),
+            (Path::Frozen, Activation::Identity) => by!(Frozen<false> {}),
+            (Path::Frozen, Activation::Relu) => by!(Frozen<true> {}),
+            (Path::Direct(slopes), Activation::Identity) => by!(Batch < false, false > { slopes }),
+            (Path::Direct(slopes), Activation::Relu) => by!(Batch < true, false > { slopes }),
+            (Path::Scaled(slopes), Activation::Identity) => by!(Batch < false, true > { slopes }),
+            (Path::Scaled(slopes), Activation::Relu) => by!(Batch < true, true > { slopes }),
         }
     }
 }

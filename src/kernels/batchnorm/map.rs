@@ -6,10 +6,10 @@ use crate::simd::{Lanes, Rows, RowsMut, Transfer};
 /// Rows that are written before the next columns are: their constants are loaded once for all.
 const ABREAST: usize = 8;
 
-/// Elements between what is used and what is asked for.
+/// Elements between what is used and what is asked for: some 16 lines, as many as memory takes to answer.
 const AHEAD: usize = 256;
 
-/// The same where memory is gone over in order.
+/// The same where memory is gone over in order: the farther the better, up to a quarter of a first cache (128, 512 and 2048 were tried).
 const AHEAD_IN_ORDER: usize = 2048;
 
 /// Bytes of a row from which on rows that are far are written one by one: stores past the caches to lines 2 KiB apart took twice as long
@@ -50,12 +50,12 @@ pub(super) fn write<V: Lanes, M: Map<V>, const DOWN: bool>(
     to: RowsMut<'_, V::Elem>,
     reach: Reach,
 ) {
-    let data = Transfer::new(from, to);
+    let data = Transfer::new(from, to, reach == Reach::Past);
     match reach {
         _ if !DOWN => along::<V, M>(map, data, reach),
         Reach::Near => down::<V, M, false>(map, data),
-        _ if data.shape().1 * size_of::<V::Elem>() < WIDE => down::<V, M, true>(map, data.past(reach == Reach::Past)),
-        _ => in_order::<V, M>(map, data.past(reach == Reach::Past)),
+        _ if data.shape().1 * size_of::<V::Elem>() < WIDE => down::<V, M, true>(map, data),
+        _ => in_order::<V, M>(map, data),
     }
 }
 
@@ -77,7 +77,7 @@ fn down<V: Lanes, M: Map<V>, const FAR: bool>(map: M, mut data: Transfer<'_, V::
                 for k in 0..2 {
                     let at = j + k * V::WIDTH;
                     let input = data.load::<V>(first + i, at, V::WIDTH);
-                    data.store(first + i, at, V::WIDTH, values[k].at(i, 0, V::WIDTH, input));
+                    data.store_line(first + i, at, values[k].at(i, 0, V::WIDTH, input));
                 }
             }
             j += 2 * V::WIDTH;
@@ -104,28 +104,24 @@ fn in_order<V: Lanes, M: Map<V>>(map: M, mut data: Transfer<'_, V::Elem>) {
             data.prefetch(i, j + AHEAD_IN_ORDER);
             map.block((i, 1), (j, V::WIDTH)).prefetch(0, AHEAD_IN_ORDER);
             for k in 0..2 {
-                one::<V, M>(map, &mut data, i, j + k * V::WIDTH, V::WIDTH);
+                let at = j + k * V::WIDTH;
+                let input = data.load::<V>(i, at, V::WIDTH);
+                data.store_line(i, at, map.block((i, 1), (at, V::WIDTH)).at(0, 0, V::WIDTH, input));
             }
             j += 2 * V::WIDTH;
         }
         while j < cols {
             let len = V::WIDTH.min(cols - j);
-            one::<V, M>(map, &mut data, i, j, len);
+            let input = data.load::<V>(i, j, len);
+            data.store(i, j, len, map.block((i, 1), (j, len)).at(0, 0, len, input));
             j += len;
         }
     }
 }
 
 #[inline(always)]
-fn one<V: Lanes, M: Map<V>>(map: M, data: &mut Transfer<'_, V::Elem>, i: usize, j: usize, len: usize) {
-    let input = data.load::<V>(i, j, len);
-    data.store(i, j, len, map.block((i, 1), (j, len)).at(0, 0, len, input));
-}
-
-#[inline(always)]
-fn along<V: Lanes, M: Map<V>>(map: M, data: Transfer<'_, V::Elem>, reach: Reach) {
+fn along<V: Lanes, M: Map<V>>(map: M, mut data: Transfer<'_, V::Elem>, reach: Reach) {
     let (runs, len) = data.shape();
-    let mut data = data.past(reach == Reach::Past);
     let values = map.block((0, runs), (0, len));
     for i in 0..runs {
         // So that what follows begins with a line.
@@ -146,7 +142,7 @@ fn along<V: Lanes, M: Map<V>>(map: M, data: Transfer<'_, V::Elem>, reach: Reach)
             for k in 0..2 {
                 let at = j + k * V::WIDTH;
                 let input = data.load::<V>(i, at, V::WIDTH);
-                data.store(i, at, V::WIDTH, values.at(i, at, V::WIDTH, input));
+                data.store_line(i, at, values.at(i, at, V::WIDTH, input));
             }
             j += 2 * V::WIDTH;
         }

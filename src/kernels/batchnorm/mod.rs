@@ -88,7 +88,7 @@
 //! the cache. Statistics take 3 operations an element, the backward sums 5 with ReLU.
 //!
 //! An output is written past the caches where a tensor is more than a quarter of the last one: it would be gone before it is read again,
-//! and its lines need not be read to be written. From an eighth on, what lies ahead is asked for, because runs and rows end sooner than
+//! and its lines need not be read to be written; rows that are no whole lines are not. From an eighth on, what lies ahead is asked for, because runs and rows end sooner than
 //! a processor foresees. Neither changes a bit; tensors of 6 to 50 MB gained in every layout, and smaller ones lost, where the last
 //! cache has 32 MiB.
 //!
@@ -167,7 +167,7 @@ pub fn saved_len(channels: usize) -> usize {
 }
 
 /// Elements of scratch that any pass over `n` images of `channels` channels of `inner` values needs; rows of `[n, c]` are images of
-/// one value a channel.
+/// one value a channel. What suffices for some images suffices for fewer.
 pub fn scratch_len<T: Element>(n: usize, channels: usize, inner: usize) -> usize {
     if n == 0 || channels == 0 || inner == 0 {
         return 0;
@@ -177,7 +177,7 @@ pub fn scratch_len<T: Element>(n: usize, channels: usize, inner: usize) -> usize
     }
     match (Shape { n, c: channels, l: inner }).walk::<T>() {
         Walk::Planes(planes) => channels.saturating_mul(statistics::PARTS_OF_LEAF * planes.leaf_count()),
-        Walk::Rows(grid) => grid.cols.saturating_mul(statistics::ROWS_OF_LEAF * grid.leaves() + ROWS_OF_CONSTANTS),
+        Walk::Rows(grid) => grid.cols.saturating_mul(statistics::ROWS_OF_LEAF * grid.most_leaves() + ROWS_OF_CONSTANTS),
     }
 }
 
@@ -266,21 +266,21 @@ impl<'a, T: Copy> Constants<&'a [T]> {
     }
 }
 
-/// Rows of numbers for channels, as rows for the columns of a grid from `shift` on, the first `shift` of them last: in `scratch`, a row
+/// Rows of numbers for channels, as rows for the columns of a grid from `offset` on, the first `offset` of them last: in `scratch`, a row
 /// for each, where those are others.
 fn spread<'a, T: Element, const N: usize>(
     grid: Grid,
-    shift: usize,
+    offset: usize,
     rows: [&'a [T]; N],
     scratch: &'a mut [T],
 ) -> [&'a [T]; N] {
-    if grid.is_plain() && shift == 0 {
+    if grid.is_plain() && offset == 0 {
         return rows;
     }
     let mut spread = rows;
     for (row, to) in spread.iter_mut().zip(scratch.chunks_exact_mut(grid.cols)) {
         for (j, to) in to.iter_mut().enumerate() {
-            *to = row[grid.channel((j + shift) % grid.cols)];
+            *to = row[grid.channel((j + offset) % grid.cols)];
         }
         *row = to;
     }
@@ -519,9 +519,9 @@ fn apply_rows<T: Element>(
     scratch: &mut [T],
 ) {
     let Constants { mean, a, b } = Saved::new(saved, norm.channels).constants();
-    let shift = grid.unaligned(y);
-    let [mean, a, b] = spread(grid, shift, [mean, a, b], scratch);
-    apply::by_rows(x, y, (grid, shift), Constants { mean, a, b }, norm.activation);
+    let offset = grid.unaligned(y);
+    let [mean, a, b] = spread(grid, offset, [mean, a, b], scratch);
+    apply::by_rows(x, y, (grid, offset), Constants { mean, a, b }, norm.activation);
 }
 
 /// Normalises by given statistics, and saves what [`backward`] with [`Statistics::Frozen`] needs.
@@ -703,11 +703,11 @@ fn backward_rows<T: Element>(
     let slopes_wanted = statistics == Statistics::Batch && !matches!(flow, Flow::Apart { dx: None, .. });
     let slopes = slopes_wanted.then_some(&mut *of_slopes);
     let partial = &*partial;
-    let shift = match &flow {
+    let offset = match &flow {
         Flow::Apart { dx: None, .. } => 0,
         Flow::Apart { dx: Some(dx), .. } | Flow::InPlace(dx) => grid.unaligned(dx),
     };
-    let finish = Finish { grid, shift, count, saved, partial, dgamma, dbeta, slopes };
+    let finish = Finish { grid, offset, count, saved, partial, dgamma, dbeta, slopes };
     let any_scaled = sums_wanted && Isa::current().run(finish);
     let (dy, dx) = match flow {
         Flow::Apart { dx: None, .. } => return,
@@ -721,8 +721,8 @@ fn backward_rows<T: Element>(
         Statistics::Batch if any_scaled => Path::Scaled(slopes),
         Statistics::Batch => Path::Direct(slopes),
     };
-    let [mean, a, b] = spread(grid, shift, [of_channels.mean, of_channels.a, of_channels.b], of_forward);
-    gradient::input_by_rows(x, dy, dx, (grid, shift), Constants { mean, a, b }, path, norm.activation);
+    let [mean, a, b] = spread(grid, offset, [of_channels.mean, of_channels.a, of_channels.b], of_forward);
+    gradient::input_by_rows(x, dy, dx, (grid, offset), Constants { mean, a, b }, path, norm.activation);
 }
 
 /// Moves running statistics towards the batch's: `running = (1 - momentum) running + momentum batch`, with the unbiased variance.
@@ -779,55 +779,79 @@ mod tests {
         assert_eq!((mean, var), ([1.0, 2.75], [1.5, 0.5]));
     }
 
-    /// A forward and a backward pass as if tensors were `reach` away: all that they write, the tensors from element `offset` on.
-    fn results(size: (usize, usize, usize), reach: Reach, offset: usize, activation: Activation) -> Vec<u32> {
+    /// All passes as if tensors were `reach` away: all that they write, the tensors from element `offset` on.
+    fn results<T: Element>(
+        size: (usize, usize, usize),
+        reach: Reach,
+        offset: usize,
+        activation: Activation,
+    ) -> Vec<u64> {
         let (n, c, l) = size;
         let (shape, len) = (Shape { n, c, l }, n * c * l);
-        let mut walk = shape.walk::<f32>();
+        let mut walk = shape.walk::<T>();
         match &mut walk {
             Walk::Rows(grid) => grid.reach = reach,
             Walk::Planes(planes) => planes.reach = reach,
         }
         let mut rng = Rng::new(3, "reach");
-        let mut draw = |len: usize| (0..len).map(|_| f32::from_f64(rng.normal())).collect::<Vec<f32>>();
+        let mut draw = |len: usize| (0..len).map(|_| T::from_f64(rng.normal())).collect::<Vec<T>>();
         let (x, dy, gamma, beta) = (draw(len), draw(len), draw(c), draw(c));
         let norm = BatchNorm { channels: c, inner: l, gamma: Some(&gamma), beta: Some(&beta), eps: 1e-5, activation };
-        let (mut saved, mut scratch) = (vec![0.0; saved_len(c)], vec![f32::NAN; scratch_len::<f32>(n, c, l)]);
-        let mut room = Tensor::zeros([len + 2 * offset]).unwrap();
-        let (mut apart, mut over) = (room.clone(), room.clone());
-        let y = &mut room.data_mut()[offset..][..len];
-        Pass::Forward { norm, shape, x: &x, y, saved: &mut saved, scratch: &mut scratch }.run(walk);
-        let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
-        let flow = Flow::Apart { dy: &dy, dx: Some(&mut apart.data_mut()[offset..][..len]) };
-        let parameters = (Some(&mut dgamma[..]), Some(&mut dbeta[..]));
-        let (statistics, scratch) = (Statistics::Batch, &mut scratch);
-        Pass::Backward { norm, shape, statistics, x: &x, flow, saved: &saved, parameters, scratch }.run(walk);
-        let place = &mut over.data_mut()[offset..][..len];
-        place.copy_from_slice(&dy);
-        let flow = Flow::InPlace(place);
-        Pass::Backward { norm, shape, statistics, x: &x, flow, saved: &saved, parameters: (None, None), scratch }
-            .run(walk);
-        assert_eq!(apart.data(), over.data(), "{size:?} {reach:?}: in place");
-        let all = [room.data(), apart.data(), &saved, &dgamma, &dbeta];
-        assert!(room.data()[..offset].iter().chain(&room.data()[offset + len..]).all(|&gap| gap == 0.0));
-        all.iter().flat_map(|part| &part[..]).map(|x| x.to_bits()).collect()
+        let (mut saved, mut scratch) = (vec![T::ZERO; saved_len(c)], vec![T::ZERO; scratch_len::<T>(n, c, l)]);
+        let (saved, scratch) = (&mut saved[..], &mut scratch[..]);
+        let mut rooms = [(); 4].map(|()| Tensor::<T>::zeros([len + 2 * offset]).unwrap());
+        let [y, frozen, apart, over] = rooms.each_mut().map(|room| &mut room.data_mut()[offset..][..len]);
+        Pass::Forward { norm, shape, x: &x, y, saved: &mut *saved, scratch: &mut *scratch }.run(walk);
+        Pass::Frozen { norm, shape, x: Some(&x), y: frozen, saved: &*saved, scratch: &mut *scratch }.run(walk);
+        let (mut dgamma, mut dbeta) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+        over.copy_from_slice(&dy);
+        let statistics = Statistics::Batch;
+        for (flow, parameters) in [
+            (Flow::Apart { dy: &dy, dx: Some(apart) }, (Some(&mut dgamma[..]), Some(&mut dbeta[..]))),
+            (Flow::InPlace(over), (None, None)),
+        ] {
+            let (saved, scratch) = (&*saved, &mut *scratch);
+            Pass::Backward { norm, shape, statistics, x: &x, flow, saved, parameters, scratch }.run(walk);
+        }
+        let [y, frozen, apart, over] = rooms.each_ref().map(Tensor::data);
+        assert!(y == frozen && apart == over, "{size:?} {reach:?}: by what was saved, and in place");
+        assert!(rooms.iter().all(|room| {
+            let data = room.data();
+            data[..offset].iter().chain(&data[offset + len..]).all(|&gap| gap == T::ZERO)
+        }));
+        [y, apart, saved, &dgamma, &dbeta].into_iter().flatten().map(|x| x.to_f64().to_bits()).collect()
     }
 
-    #[test]
-    fn how_memory_is_gone_over_changes_no_bit() {
-        // Narrow and wide rows, rows that begin at different places of a line, joined images; planes longer and shorter than what is
-        // asked for ahead.
-        for size in [(300, 64, 1), (39, 272, 1), (50, 37, 1), (40, 300, 1), (400, 6, 8), (3, 5, 700), (9, 4, 49)] {
+    fn how_memory_is_gone_over<T: Element>() {
+        // Narrow and wide rows, rows that begin at different places of a line, joined images and what is left behind them; planes longer
+        // and shorter than what is asked for ahead.
+        let sizes =
+            [(300, 64, 1), (39, 272, 1), (50, 37, 1), (40, 300, 1), (403, 6, 1), (405, 5, 3), (3, 5, 700), (9, 4, 49)];
+        for size in sizes {
             for activation in [Activation::Identity, Activation::Relu] {
                 for offset in [0, 1, 4, 13] {
                     for isa in Isa::available() {
-                        let found = |reach| with_isa(isa, || results(size, reach, offset, activation));
+                        let found = |reach| with_isa(isa, || results::<T>(size, reach, offset, activation));
                         let near = found(Reach::Near);
                         assert!(found(Reach::Far) == near, "{size:?}, far, offset {offset}, {isa}");
                         assert!(found(Reach::Past) == near, "{size:?}, past the caches, offset {offset}, {isa}");
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn how_memory_is_gone_over_changes_no_bit() {
+        how_memory_is_gone_over::<f32>();
+        how_memory_is_gone_over::<f64>();
+    }
+
+    #[test]
+    fn scratch_for_some_images_suffices_for_fewer() {
+        for (c, l) in [(10, 1), (6, 8), (1, 1), (5, 3), (64, 1), (3, 16), (2, 300)] {
+            let needed = |n| scratch_len::<f32>(n, c, l);
+            assert!((0..5000).all(|n| needed(n) <= needed(n + 1)), "{c} channels of {l} values");
         }
     }
 

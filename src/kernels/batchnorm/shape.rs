@@ -8,7 +8,8 @@
 //!   A channel is several columns, whose sums are added at the end.
 //! - **By planes**, where l is at least [`PLANE`]: the lanes walk along the l values of one channel, image after image.
 //!
-//! Which way, and every boundary in it, follows from the shape alone.
+//! Which way, and every boundary of a sum, follows from the shape alone. How far tensors reach decides what is asked for ahead and
+//! written past the caches, which changes no bit.
 
 use super::{ABREAST, LEAF, TILE};
 use crate::machine;
@@ -166,6 +167,11 @@ impl Grid {
     /// Number of leaves.
     pub(super) fn leaves(self) -> usize {
         self.rows.div_ceil(LEAF) + usize::from(self.tail > 0)
+    }
+
+    /// Most leaves of any grid with as many images or fewer.
+    pub(super) fn most_leaves(self) -> usize {
+        self.rows.div_ceil(LEAF) + usize::from(self.cols > self.shape.c * self.shape.l)
     }
 
     /// Leaf `i`; the last may be what is left behind the whole rows.

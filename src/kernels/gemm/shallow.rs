@@ -54,7 +54,7 @@ impl<T: Element> Shallow<'_, T> {
     fn steps<V: Lanes<Elem = T>, const MR: usize, const K: usize>(&mut self) {
         let mut j = 0;
         while j < self.cols {
-            let cols = (NEAR / K).min(self.cols - j);
+            let cols = (NEAR / K.next_power_of_two()).min(self.cols - j);
             let mut i = 0;
             while i + MR <= self.a.rows() {
                 self.rows::<V, MR, K>(i, (j, cols));
