@@ -75,12 +75,13 @@
 //!
 //! # Numerics
 //!
-//! f64 where it is done once per leaf or channel, the element type else. With u the unit roundoff and sigma the standard
-//! deviation: `|var error| <= 32 u var + 4 u^2 mean^2`, `|mean error| <= 8 u sigma + 2^-47 |mean|` (a mean is kept in two parts of
-//! the element type). The chains alone allow 32 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any
-//! number of threads and on every fused instruction set. A constant channel is exact. A channel that was done again in f64 has
-//! the error of Welford's recurrence there, about `n 2^-53` relative. The backward pass has no such second try: its sums
-//! overflow where `dy (x - mean)` over 1024 rows does.
+//! f64 where it is done once per leaf or channel, the element type else. With u the unit roundoff and sigma the standard deviation:
+//! `|var error| <= 32 u var + 4 u^2 mean^2`, `|mean error| <= 8 u sigma + 2^-47 |mean|` (a mean is kept in two parts of the element
+//! type). The chains alone allow 32 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or
+//! infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any number of threads and on
+//! every fused instruction set. A constant channel is exact. A channel that was done again in f64 has the error of Welford's
+//! recurrence there, about `n 2^-53` relative. The backward pass has no such second try: its sums overflow where `dy (x - mean)` over
+//! 1024 rows does.
 //!
 //! # Cost
 //!
@@ -88,9 +89,9 @@
 //! the cache. Statistics take 3 operations an element, the backward sums 5 with ReLU.
 //!
 //! An output is written past the caches where a tensor is more than a quarter of the last one: it would be gone before it is read again,
-//! and its lines need not be read to be written; rows that are no whole lines are not. From an eighth on, what lies ahead is asked for, because runs and rows end sooner than
-//! a processor foresees. Neither changes a bit; tensors of 6 to 50 MB gained in every layout, and smaller ones lost, where the last
-//! cache has 32 MiB.
+//! and its lines need not be read to be written; rows that are no whole lines are not. From an eighth on, what lies ahead is asked for,
+//! because runs and rows end sooner than a processor foresees. Neither changes a bit. Tensors of 6 to 50 MB gained in every layout, and
+//! smaller ones lost, where the last cache has 32 MiB.
 //!
 //! # References
 //!
