@@ -264,28 +264,45 @@ pub(crate) fn forks(cost: Cost) -> bool {
 
 /// Calls `f(index, block)` for each of `count` blocks of `work`, on several threads where `cost` says that it pays.
 pub(crate) fn for_each<W: Split>(count: usize, cost: Cost, work: W, f: impl Fn(usize, W) + Sync) {
+    visit(count, cost, work, &f, false);
+}
+
+/// [`for_each`], from the last block to the first: what was read last is near when the next pass begins with the first.
+pub(crate) fn for_each_backwards<W: Split>(count: usize, cost: Cost, work: W, f: impl Fn(usize, W) + Sync) {
+    visit(count, cost, work, &f, true);
+}
+
+fn visit<W: Split>(count: usize, cost: Cost, work: W, f: &(impl Fn(usize, W) + Sync), backwards: bool) {
     if count > 0 {
-        halve(0, count, work, &f, count > 1 && forks(cost));
+        halve(0, count, work, f, Order { forks: count > 1 && forks(cost), backwards });
     }
 }
 
-fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync), forks: bool) {
+#[derive(Clone, Copy)]
+struct Order {
+    forks: bool,
+    backwards: bool,
+}
+
+fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync), order: Order) {
     if count == 1 {
         return f(first, work);
     }
     let left = work.middle(count);
     let (a, b) = work.split(left);
-    if !forks {
-        halve(first, left, a, f, false);
-        return halve(first + left, count - left, b, f, false);
+    let (a, b) = ((first, left, a), (first + left, count - left, b));
+    let (a, b) = if order.backwards { (b, a) } else { (a, b) };
+    if !order.forks {
+        halve(a.0, a.1, a.2, f, order);
+        return halve(b.0, b.1, b.2, f, order);
     }
     rayon::join_context(
-        |_| halve(first, left, a, f, true),
+        |_| halve(a.0, a.1, a.2, f, order),
         |context| {
             if context.migrated() {
                 MIGRATED.fetch_add(1, Ordering::Relaxed);
             }
-            halve(first + left, count - left, b, f, true);
+            halve(b.0, b.1, b.2, f, order);
         },
     );
 }
@@ -316,6 +333,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn backwards_is_from_the_last_to_the_first() {
+        let seen = std::sync::Mutex::new(Vec::new());
+        for_each_backwards(5, DEAR, Blocks { data: &[7u8; 9], block: 2 }, |index, block| {
+            seen.lock().unwrap().push((index, block.data.len()));
+        });
+        assert_eq!(*seen.lock().unwrap(), [(4, 1), (3, 2), (2, 2), (1, 2), (0, 2)]);
+        let sum = AtomicUsize::new(0);
+        Threads::new(3).unwrap().run(|| {
+            for_each_backwards(100, DEAR, Blocks { data: &[0u8; 100], block: 1 }, |index, _| {
+                sum.fetch_add(index, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 4950);
     }
 
     #[test]

@@ -269,6 +269,14 @@ impl<'a, T: Copy> Rows<'a, T> {
         unsafe { std::slice::from_raw_parts(self.start.add(i * self.stride + j), len) }
     }
 
+    /// Leaves the first `len` columns behind; if these were all, nothing is left to read.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, len: usize) {
+        assert!(len <= self.cols);
+        self.start = self.start.wrapping_add(len);
+        self.cols -= len;
+    }
+
     /// Asks for the line of an element to be brought near, to be read soon; it may lie anywhere, even outside.
     #[inline(always)]
     pub(crate) fn prefetch(&self, i: usize, j: usize) {
@@ -543,14 +551,19 @@ impl<'a, T: Element> Transfer<'a, T> {
         (self.to.rows, self.to.cols)
     }
 
-    /// Columns of row `i` before one that begins a line of 64 bytes, if that matters because the caches are passed by.
+    /// Row `i`, from its first element to its last.
     #[inline(always)]
-    pub(crate) fn unaligned(&self, i: usize) -> usize {
-        if !self.is_past {
-            return 0;
+    pub(crate) fn run(&mut self, i: usize) -> TransferRow<'_, T> {
+        assert!(i < self.to.rows);
+        TransferRow {
+            from: self.from.wrapping_add(i * self.from_stride),
+            from_stride: self.from_stride,
+            to: self.to.start.wrapping_add(i * self.to.stride),
+            to_stride: self.to.stride,
+            left: self.to.cols,
+            is_past: self.is_past,
+            data: PhantomData,
         }
-        let address = self.to.start.wrapping_add(i * self.to.stride).addr();
-        (address.next_multiple_of(64) - address) / size_of::<T>()
     }
 
     /// `len` elements of row `i` from column `j` on, at most a vector.
@@ -580,13 +593,94 @@ impl<'a, T: Element> Transfer<'a, T> {
     /// Writes a vector of row `i` from column `j` on: a part of lines that are written whole, and once.
     #[inline(always)]
     pub(crate) fn store_line<V: Lanes<Elem = T>>(&mut self, i: usize, j: usize, value: V) {
-        let to = self.to.slice(i, j, V::WIDTH);
-        if self.is_past {
-            // SAFETY: dropping `self` fences on the thread that stored, because `self` stays on it. What was read lies elsewhere: `new`.
-            unsafe { value.stream(to) }
-        } else {
-            value.store(to);
+        store_line(self.to.slice(i, j, V::WIDTH), value, self.is_past);
+    }
+}
+
+/// What is left of a row of a [`Transfer`]. It cannot outlive that, which fences.
+pub(crate) struct TransferRow<'a, T> {
+    from: *const T,
+    from_stride: usize,
+    to: *mut T,
+    to_stride: usize,
+    left: usize,
+    is_past: bool,
+    data: PhantomData<&'a mut [T]>,
+}
+
+impl<T: Element> TransferRow<'_, T> {
+    /// Number of elements.
+    #[inline(always)]
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Elements before one that begins a line of 64 bytes, if that matters because the caches are passed by.
+    #[inline(always)]
+    pub(crate) fn unaligned(&self) -> usize {
+        if !self.is_past {
+            return 0;
         }
+        let address = self.to.addr();
+        (address.next_multiple_of(64) - address) / size_of::<T>()
+    }
+
+    /// Leaves the first `len` elements behind.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, len: usize) {
+        assert!(len <= self.left);
+        self.from = self.from.wrapping_add(len);
+        self.to = self.to.wrapping_add(len);
+        self.left -= len;
+    }
+
+    /// `len` elements from `j` on, at most a vector.
+    #[inline(always)]
+    pub(crate) fn load<V: Lanes<Elem = T>>(&self, j: usize, len: usize) -> V {
+        assert!(j <= self.left && len <= self.left - j);
+        // SAFETY: as in `Transfer::load`: `left` counts what has not been passed of the row.
+        V::load_up_to(unsafe { std::slice::from_raw_parts(self.from.add(j), len) })
+    }
+
+    /// Writes `len` elements from `j` on, at most a vector.
+    #[inline(always)]
+    pub(crate) fn store<V: Lanes<Elem = T>>(&mut self, j: usize, len: usize, value: V) {
+        value.store_up_to(self.slice(j, len));
+    }
+
+    /// Writes a vector from `j` on: a part of lines that are written whole, and once.
+    #[inline(always)]
+    pub(crate) fn store_line<V: Lanes<Elem = T>>(&mut self, j: usize, value: V) {
+        let is_past = self.is_past;
+        store_line(self.slice(j, V::WIDTH), value, is_past);
+    }
+
+    #[inline(always)]
+    fn slice(&mut self, j: usize, len: usize) -> &mut [T] {
+        assert!(j <= self.left && len <= self.left - j);
+        // SAFETY: as in `RowsMut::slice`: `left` counts what has not been passed of the row, which the transfer borrows mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.to.add(j), len) }
+    }
+
+    /// Asks for the lines of an element `i` rows below to be brought near, to be read and written soon; it may lie anywhere, even outside.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, i: usize, j: usize) {
+        prefetch(self.from.wrapping_add(i.wrapping_mul(self.from_stride).wrapping_add(j)));
+        if !self.is_past {
+            prefetch(self.to.wrapping_add(i.wrapping_mul(self.to_stride).wrapping_add(j)));
+        }
+    }
+}
+
+/// Writes a vector, past the caches or not.
+#[inline(always)]
+fn store_line<V: Lanes>(to: &mut [V::Elem], value: V, is_past: bool) {
+    if is_past {
+        // SAFETY: a `Transfer`, or a `TransferRow` of one, calls this; dropping that fences on the thread that stored, because it stays on it.
+        // What was read lies elsewhere: `Transfer::new`.
+        unsafe { value.stream(to) }
+    } else {
+        value.store(to);
     }
 }
 

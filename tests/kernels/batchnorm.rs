@@ -778,7 +778,8 @@ fn refusals_come_before_any_write<T: Element>() {
     });
     let one = Layer::<T>::new(1, 1, 4, 0);
     let (mut y, mut saved) = ([T::ZERO; 4], vec![T::ZERO; 32]);
-    let result = batchnorm::forward(&one.norm(), &one.x, &mut y, &mut saved, &mut [T::ZERO; 48]);
+    let mut scratch = vec![T::ZERO; batchnorm::scratch_len::<T>(1, 4, 1)];
+    let result = batchnorm::forward(&one.norm(), &one.x, &mut y, &mut saved, &mut scratch);
     assert!(matches!(result, Err(Error::OneValuePerChannel { channels: 4 })));
 }
 

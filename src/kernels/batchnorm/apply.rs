@@ -79,7 +79,7 @@ impl<T: Element> Kernel<T> for ApplyRows<'_, T> {
         for (start, rows, cols) in parts(self.y.len(), self.cols) {
             let to = RowsMut::new(&mut self.y[start..], rows, cols, cols);
             let from = self.x.map(|x| Rows::new(&x[start..], rows, cols, cols));
-            let c = self.constants;
+            let c = self.constants.upto(cols);
             match self.activation {
                 Activation::Identity => map::write::<V, _, true>(Normalise::<_, false>(c), from, to, self.reach),
                 Activation::Relu => map::write::<V, _, true>(Normalise::<_, true>(c), from, to, self.reach),

@@ -2,7 +2,7 @@
 
 use super::apply::{Channels, parts};
 use super::map::{self, Map, Values};
-use super::shape::{Grid, Leaf, Planes, Reach, widen};
+use super::shape::{Grid, Leaf, Planes, Reach, narrow, widen};
 use super::sums::{self, PerColumn, Same, Source, Terms};
 use super::{ABREAST, BatchNorm, Constants, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
@@ -10,7 +10,7 @@ use crate::parallel::{self, Blocks, BlocksMut, Cost};
 use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
 
 /// Rows of scratch for each leaf of a grid: both sums, and work space.
-pub(super) const ROWS_OF_LEAF: usize = 4;
+pub(super) const ROWS_OF_LEAF: usize = sums::ROWS_OF_SUMS;
 /// Numbers that pass 2 needs of a column besides mean, a and b.
 pub(super) const ROWS_OF_SLOPES: usize = 4;
 
@@ -37,6 +37,7 @@ struct UpstreamTerms<'a, V: Lanes, const RELU: bool> {
 
 impl<'a, V: Lanes, P: PerColumn<V>, const RELU: bool> Source<V> for Upstream<'a, V::Elem, P, RELU> {
     type Terms = UpstreamTerms<'a, V, RELU>;
+    const TENSORS: usize = 2;
 
     #[inline(always)]
     fn block(&self, rows: (usize, usize), cols: (usize, usize)) -> Self::Terms {
@@ -50,6 +51,15 @@ impl<V: Lanes, const RELU: bool> Terms<V> for UpstreamTerms<'_, V, RELU> {
     fn prefetch(&self, i: usize, j: usize) {
         self.x.prefetch(i, j);
         self.dy.prefetch(i, j);
+    }
+    #[inline(always)]
+    fn left(&self) -> usize {
+        self.x.cols()
+    }
+    #[inline(always)]
+    fn pass(&mut self, len: usize) {
+        self.x.pass(len);
+        self.dy.pass(len);
     }
     #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize) -> (V, V) {
@@ -77,10 +87,10 @@ pub(super) fn sums_by_rows<T: Element>(
     let isa = Isa::current();
     let cost = Cost { flops: 5 * x.len(), bytes: 2 * size_of_val(x) };
     let work = BlocksMut { data: partial, block: ROWS_OF_LEAF * grid.cols };
-    parallel::for_each(grid.leaves(), cost, work, |i, partial| {
+    parallel::for_each_backwards(grid.leaves(), cost, work, |i, partial| {
         let leaf = grid.leaf(i);
         let (x, dy) = (&x[leaf.start..], &dy[leaf.start..]);
-        isa.run(LeafSums { x, dy, leaf, constants, activation, partial: partial.data });
+        isa.run(LeafSums { x, dy, leaf, reach: grid.reach, constants, activation, partial: partial.data });
     });
 }
 
@@ -100,53 +110,74 @@ pub(super) struct Finish<'a, 'b, T> {
 }
 
 impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
-    /// Whether any channel's k is out of range.
+    /// Whether any channel's k is out of range and its slopes are wanted.
     type Output = bool;
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) -> bool {
-        let Finish { grid, offset, count, saved, partial, mut dgamma, mut dbeta, mut slopes } = self;
-        let channels = saved.rows[0].len();
+        let channels = self.saved.rows[0].len();
+        let mut finish = self;
         let mut any_scaled = false;
         for first in (0..channels).step_by(ABREAST) {
-            let len = ABREAST.min(channels - first);
-            let of = |row: usize| widen(&saved.rows[row][first..][..len]);
-            let (mean_lo, a, rstd_hi, rstd_lo) = (of(1), of(2), of(4), of(5));
-            let (mut dz, mut dzt) = ([0.0; ABREAST], [0.0; ABREAST]);
-            for i in 0..grid.leaves() {
-                let (leaf, slot) = (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
-                let leaf_dz = grid.all_columns(&slot[..leaf.cols], first, len);
-                let leaf_dzt = grid.all_columns(&slot[leaf.cols..][..leaf.cols], first, len);
-                for k in 0..ABREAST {
-                    dz[k] += leaf_dz[k];
-                    dzt[k] += leaf_dzt[k];
-                }
-            }
-            let mut all = [Slopes { first: T::ZERO, second: T::ZERO, is_scaled: T::ZERO, rstd: T::ZERO }; ABREAST];
-            let (mut of_gamma, mut of_beta) = ([0.0; ABREAST], [0.0; ABREAST]);
+            let channels = (first, ABREAST.min(channels - first));
+            any_scaled |= if finish.grid.is_abreast(channels.1) {
+                finish.abreast::<true>((first, ABREAST))
+            } else {
+                finish.abreast::<false>(channels)
+            };
+        }
+        any_scaled
+    }
+}
+
+impl<T: Element> Finish<'_, '_, T> {
+    /// For some channels: their first, and how many.
+    #[inline(always)]
+    fn abreast<const IS_ABREAST: bool>(&mut self, (first, len): (usize, usize)) -> bool {
+        let (grid, offset) = (self.grid, self.offset);
+        let of = |row: usize| widen(self.saved.rows[row], first, len);
+        let (mean_lo, a, rstd_hi, rstd_lo) = (of(1), of(2), of(4), of(5));
+        let (mut dz, mut dzt) = ([0.0; ABREAST], [0.0; ABREAST]);
+        for i in 0..grid.leaves() {
+            let (leaf, slot) = (grid.leaf(i), &self.partial[i * ROWS_OF_LEAF * grid.cols..]);
+            let leaf_dz = grid.all_columns::<T, IS_ABREAST>(&slot[..leaf.cols], (first, len));
+            let leaf_dzt = grid.all_columns::<T, IS_ABREAST>(&slot[leaf.cols..][..leaf.cols], (first, len));
             for k in 0..ABREAST {
-                let rstd = rstd_hi[k] + rstd_lo[k];
-                let sums = Sums { dz: dz[k], dzt: dzt[k] - mean_lo[k] * dz[k] };
-                (of_gamma[k], of_beta[k]) = (rstd * sums.dzt, sums.dz);
-                all[k] = Slopes::new((a[k], mean_lo[k], rstd), count, sums);
+                dz[k] += leaf_dz[k];
+                dzt[k] += leaf_dzt[k];
             }
-            for (parameter, of) in [(&mut dgamma, of_gamma), (&mut dbeta, of_beta)] {
-                if let Some(parameter) = parameter {
-                    for (out, more) in parameter[first..][..len].iter_mut().zip(of) {
-                        *out = T::from_f64(out.to_f64() + more);
-                    }
-                }
+        }
+        let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SLOPES];
+        let (mut of_gamma, mut any_scaled) = ([0.0; ABREAST], false);
+        for k in 0..ABREAST {
+            let rstd = rstd_hi[k] + rstd_lo[k];
+            let sums = Sums { dz: dz[k], dzt: dzt[k] - mean_lo[k] * dz[k] };
+            of_gamma[k] = rstd * sums.dzt;
+            let slopes = Slopes::new((a[k], mean_lo[k], rstd), self.count, sums);
+            rows[0][k] = slopes.first;
+            rows[1][k] = slopes.second;
+            rows[2][k] = slopes.is_scaled;
+            rows[3][k] = slopes.rstd;
+            any_scaled |= k < len && slopes.is_scaled != T::ZERO;
+        }
+        for (parameter, more) in [(&mut self.dgamma, of_gamma), (&mut self.dbeta, dz)] {
+            let Some(parameter) = parameter else { continue };
+            let old = widen(parameter, first, len);
+            let mut new = [T::ZERO; ABREAST];
+            for k in 0..ABREAST {
+                new[k] = T::from_f64(old[k] + more[k]);
             }
-            if let Some(slopes) = &mut slopes {
-                for k in 0..len {
-                    any_scaled |= all[k].is_scaled != T::ZERO;
-                    let rows = [all[k].first, all[k].second, all[k].is_scaled, all[k].rstd];
-                    for j in grid.columns_of(first + k, grid.cols) {
-                        let j = if j < offset { j + grid.cols - offset } else { j - offset };
-                        for row in 0..ROWS_OF_SLOPES {
-                            slopes[row * grid.cols + j] = rows[row];
-                        }
-                    }
+            narrow(&new, parameter, first, len);
+        }
+        let Some(slopes) = &mut self.slopes else { return false };
+        for (row, to) in rows.iter().zip(slopes.chunks_exact_mut(grid.cols)) {
+            if IS_ABREAST && offset == 0 {
+                narrow(row, to, first, len);
+                continue;
+            }
+            for k in 0..len {
+                for j in grid.columns_of(first + k, grid.cols) {
+                    to[if j < offset { j + grid.cols - offset } else { j - offset }] = row[k];
                 }
             }
         }
@@ -158,6 +189,7 @@ struct LeafSums<'a, T> {
     x: &'a [T],
     dy: &'a [T],
     leaf: Leaf,
+    reach: Reach,
     constants: Constants<&'a [T]>,
     activation: Activation,
     partial: &'a mut [T],
@@ -170,13 +202,13 @@ impl<T: Element> Kernel<T> for LeafSums<'_, T> {
     fn run<V: Lanes<Elem = T>>(self) {
         let Leaf { rows, cols, .. } = self.leaf;
         let (x, dy) = (Rows::new(self.x, rows, cols, cols), Rows::new(self.dy, rows, cols, cols));
-        let (constants, sums) = (self.constants, &mut self.partial[..ROWS_OF_LEAF * cols]);
+        let (constants, reach, sums) = (self.constants.upto(cols), self.reach, self.partial);
         match self.activation {
             Activation::Identity => {
-                sums::down::<V, _>(Upstream::<_, _, false> { x, dy, constants }, (rows, cols), sums);
+                sums::down::<V, _>(Upstream::<_, _, false> { x, dy, constants }, (rows, cols), sums, reach);
             }
             Activation::Relu => {
-                sums::down::<V, _>(Upstream::<_, _, true> { x, dy, constants }, (rows, cols), sums);
+                sums::down::<V, _>(Upstream::<_, _, true> { x, dy, constants }, (rows, cols), sums, reach);
             }
         }
     }
@@ -250,12 +282,22 @@ pub(super) enum Path<P> {
 impl<'a, T: Copy> Path<&'a [T]> {
     /// That of the last `count` columns.
     fn last(self, count: usize) -> Self {
-        let last = |row: &'a [T]| &row[row.len() - count..];
+        self.map(|row| &row[row.len() - count..])
+    }
+
+    /// That of the first `count` columns.
+    #[inline(always)]
+    fn upto(self, count: usize) -> Self {
+        self.map(|row| &row[..count])
+    }
+
+    #[inline(always)]
+    fn map(self, f: impl Fn(&'a [T]) -> &'a [T]) -> Self {
         let of = |s: Slopes<&'a [T]>| Slopes {
-            first: last(s.first),
-            second: last(s.second),
-            is_scaled: last(s.is_scaled),
-            rstd: last(s.rstd),
+            first: f(s.first),
+            second: f(s.second),
+            is_scaled: f(s.is_scaled),
+            rstd: f(s.rstd),
         };
         match self {
             Path::Frozen => Path::Frozen,
@@ -291,6 +333,10 @@ impl<V: Lanes, const RELU: bool> Values<V> for FrozenLanes<'_, V, RELU> {
         if RELU {
             self.x.prefetch(i, j);
         }
+    }
+    #[inline(always)]
+    fn pass(&mut self, len: usize) {
+        self.x.pass(len);
     }
     #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize, dy: V) -> V {
@@ -334,6 +380,10 @@ impl<V: Lanes, const RELU: bool, const SCALED: bool> Values<V> for BatchLanes<'_
     #[inline(always)]
     fn prefetch(&self, i: usize, j: usize) {
         self.x.prefetch(i, j);
+    }
+    #[inline(always)]
+    fn pass(&mut self, len: usize) {
+        self.x.pass(len);
     }
     #[inline(always)]
     fn at(&self, i: usize, j: usize, len: usize, dy: V) -> V {
@@ -400,7 +450,8 @@ impl<T: Element> Kernel<T> for InputRows<'_, T> {
                 dy: self.dy.map(|dy| view(&dy[start..])),
                 dx: RowsMut::new(&mut self.dx[start..], rows, cols, cols),
             };
-            data.write::<V, _, true>(self.reach, self.constants, self.path, self.activation);
+            let (constants, path) = (self.constants.upto(cols), self.path.upto(cols));
+            data.write::<V, _, true>(self.reach, constants, path, self.activation);
         }
     }
 }

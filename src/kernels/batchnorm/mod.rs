@@ -112,7 +112,7 @@ use crate::simd::{Element, Isa, Kernel, Lanes, PerElement};
 use crate::kernels::reduce::LEAF;
 use apply::Given;
 use gradient::{Finish, Flow, Path, Slopes};
-use shape::{Grid, Shape, Walk, widen};
+use shape::{Grid, Shape, Walk, narrow, widen};
 use sums::{PerColumn, Same};
 
 /// Rows in a tile of sums.
@@ -261,6 +261,12 @@ impl<'a, T: Copy> Constants<&'a [T]> {
         Constants { mean: last(self.mean), a: last(self.a), b: last(self.b) }
     }
 
+    /// Those of the first `count` columns. A kernel takes them so that the compiler knows how many there are.
+    #[inline(always)]
+    fn upto(self, count: usize) -> Self {
+        Constants { mean: &self.mean[..count], a: &self.a[..count], b: &self.b[..count] }
+    }
+
     /// Those of one channel.
     fn of(self, channel: usize) -> Constants<T> {
         Constants { mean: self.mean[channel], a: self.a[channel], b: self.b[channel] }
@@ -330,10 +336,10 @@ impl<T: Element> BatchNorm<'_, T> {
         }
     }
 
-    /// The same for `len` channels from `first` on.
+    /// The same for some channels: their first, and how many.
     #[inline(always)]
-    fn save_abreast(&self, first: usize, len: usize, moments: &[Moments; ABREAST], saved: &mut [T]) {
-        let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(&row[first..][..len]));
+    fn save_abreast(&self, (first, len): (usize, usize), moments: &[Moments; ABREAST], saved: &mut [T]) {
+        let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(row, first, len));
         let (gamma, beta) = (of(self.gamma, 1.0), of(self.beta, 0.0));
         let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SAVED];
         for k in 0..ABREAST {
@@ -343,13 +349,19 @@ impl<T: Element> BatchNorm<'_, T> {
             }
         }
         for (row, to) in rows.iter().zip(saved.chunks_exact_mut(self.channels)) {
-            let to = &mut to[first..][..len];
-            if len == ABREAST {
-                to.copy_from_slice(row);
-            } else {
-                to.copy_from_slice(&row[..len]);
-            }
+            narrow(row, to, first, len);
         }
+    }
+
+    /// Saves given statistics of some channels: their first, and how many.
+    #[inline(always)]
+    fn save_given(&self, channels: (usize, usize), mean: &[T], var: &[T], saved: &mut [T]) {
+        let (mean, var) = (widen(mean, channels.0, channels.1), widen(var, channels.0, channels.1));
+        let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
+        for k in 0..ABREAST {
+            moments[k] = Moments { mean: mean[k], var: var[k], rstd: rstd(var[k], self.eps) };
+        }
+        self.save_abreast(channels, &moments, saved);
     }
 
     /// Panics unless the slices have the lengths that a pass over `x` needs; returns its shape, and whether it has elements.
@@ -610,13 +622,11 @@ impl<T: Element> Kernel<T> for SaveGiven<'_, '_, T> {
     fn run<V: Lanes<Elem = T>>(self) {
         let SaveGiven { norm, mean, var, saved } = self;
         for first in (0..norm.channels).step_by(ABREAST) {
-            let len = ABREAST.min(norm.channels - first);
-            let (mean, var) = (widen(&mean[first..][..len]), widen(&var[first..][..len]));
-            let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
-            for k in 0..ABREAST {
-                moments[k] = Moments { mean: mean[k], var: var[k], rstd: rstd(var[k], norm.eps) };
+            // The usual number by its name, so that it is compiled for it.
+            match norm.channels - first {
+                ABREAST.. => norm.save_given((first, ABREAST), mean, var, saved),
+                less => norm.save_given((first, less), mean, var, saved),
             }
-            norm.save_abreast(first, len, &moments, saved);
         }
     }
 }

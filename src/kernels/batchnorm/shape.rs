@@ -144,20 +144,35 @@ impl Grid {
         if self.is_plain() { leaf.rows } else { leaf.rows * (leaf.cols / self.shape.c) }
     }
 
+    /// Whether `len` channels from any on are [`ABREAST`] columns: what the two below are told in their type, so that there is no other
+    /// way to go and vectors stay vectors.
+    #[inline(always)]
+    pub(super) fn is_abreast(self, len: usize) -> bool {
+        self.is_plain() && len == ABREAST
+    }
+
     /// For `len` channels from `first` on, the number in the first of their columns.
     #[inline(always)]
-    pub(super) fn first_column<T: Element>(self, row: &[T], first: usize, len: usize) -> [f64; ABREAST] {
-        if self.is_plain() {
-            return widen(&row[first..][..len]);
+    pub(super) fn first_column<T: Element, const IS_ABREAST: bool>(
+        self,
+        row: &[T],
+        (first, len): (usize, usize),
+    ) -> [f64; ABREAST] {
+        if IS_ABREAST {
+            return widen(row, first, ABREAST);
         }
         std::array::from_fn(|k| if k < len { row[(first + k) * self.shape.l].to_f64() } else { 0.0 })
     }
 
     /// For `len` channels from `first` on, the sum of a row over their columns.
     #[inline(always)]
-    pub(super) fn all_columns<T: Element>(self, row: &[T], first: usize, len: usize) -> [f64; ABREAST] {
-        if self.is_plain() {
-            return widen(&row[first..][..len]);
+    pub(super) fn all_columns<T: Element, const IS_ABREAST: bool>(
+        self,
+        row: &[T],
+        (first, len): (usize, usize),
+    ) -> [f64; ABREAST] {
+        if IS_ABREAST {
+            return widen(row, first, ABREAST);
         }
         std::array::from_fn(|k| {
             if k < len { self.columns_of(first + k, row.len()).map(|j| row[j].to_f64()).sum() } else { 0.0 }
@@ -184,16 +199,26 @@ impl Grid {
     }
 }
 
-/// As f64; zero where there are fewer.
+/// `len` numbers from `first` on as f64; zero where there are fewer than [`ABREAST`].
 #[inline(always)]
-pub(super) fn widen<T: Element>(row: &[T]) -> [f64; ABREAST] {
-    let mut all = [T::ZERO; ABREAST];
-    if row.len() == ABREAST {
-        all.copy_from_slice(row);
-    } else {
-        all[..row.len()].copy_from_slice(row);
+pub(super) fn widen<T: Element>(row: &[T], first: usize, len: usize) -> [f64; ABREAST] {
+    let mut all = [0.0; ABREAST];
+    let row = &row[first..][..len];
+    for k in 0..ABREAST {
+        all[k] = if k < len { row[k].to_f64() } else { 0.0 };
     }
-    all.map(T::to_f64)
+    all
+}
+
+/// Writes the first `len` of `row` from `first` on.
+#[inline(always)]
+pub(super) fn narrow<T: Element>(row: &[T; ABREAST], to: &mut [T], first: usize, len: usize) {
+    let to = &mut to[first..][..len];
+    for k in 0..ABREAST {
+        if k < len {
+            to[k] = row[k];
+        }
+    }
 }
 
 /// Planes that the lanes walk along.

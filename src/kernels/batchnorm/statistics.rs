@@ -7,7 +7,7 @@ use crate::parallel::{self, BlocksMut, Cost};
 use crate::simd::{Element, Isa, Kernel, Lanes, Rows};
 
 /// Rows of scratch for each leaf of a grid: shift, sums, and work space.
-pub(super) const ROWS_OF_LEAF: usize = 5;
+pub(super) const ROWS_OF_LEAF: usize = 1 + sums::ROWS_OF_SUMS;
 
 /// A shift is moved where the square of its distance from the leaf's mean is more than this many times the leaf's variance.
 const FAR: f64 = 7.0;
@@ -24,7 +24,7 @@ pub(super) fn by_rows<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], grid: Grid, 
     let (leaves, slot) = (grid.leaves(), ROWS_OF_LEAF * grid.cols);
     let partial = &mut scratch[..leaves * slot];
     let cost = Cost { flops: 3 * x.len(), bytes: size_of_val(x) };
-    parallel::for_each(leaves, cost, BlocksMut { data: &mut *partial, block: slot }, |i, partial| {
+    parallel::for_each_backwards(leaves, cost, BlocksMut { data: &mut *partial, block: slot }, |i, partial| {
         let leaf = grid.leaf(i);
         isa.run(LeafMoments { x: &x[leaf.start..], grid, leaf, channels: norm.channels, partial: partial.data });
     });
@@ -54,48 +54,71 @@ impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) -> bool {
         let Merge { norm, grid, partial, saved } = self;
-        let slot = |i: usize| (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
         let mut all_finite = true;
         for first in (0..norm.channels).step_by(ABREAST) {
-            let len = ABREAST.min(norm.channels - first);
-            // About the first leaf's shift: a large mean rounds, and would swamp the differences.
-            let base = grid.first_column(slot(0).1, first, len);
-            let (mut count, mut sum) = (0.0, [0.0; ABREAST]);
-            for i in 0..grid.leaves() {
-                let (leaf, slot) = slot(i);
-                let n = grid.values(leaf) as f64;
-                let shift = grid.first_column(slot, first, len);
-                let leaf_sum = grid.all_columns(&slot[leaf.cols..][..leaf.cols], first, len);
-                count += n;
-                for k in 0..ABREAST {
-                    sum[k] += n * (shift[k] - base[k]) + leaf_sum[k];
-                }
-            }
-            let mean = sum.map(|sum| sum / count);
-            // A leaf's squares about the mean: sum (d - delta)^2 = squares + delta (n delta - 2 sum), delta the mean less the shift.
-            let mut squares = [0.0; ABREAST];
-            for i in 0..grid.leaves() {
-                let (leaf, slot) = slot(i);
-                let n = grid.values(leaf) as f64;
-                let shift = grid.first_column(slot, first, len);
-                let leaf_sum = grid.all_columns(&slot[leaf.cols..][..leaf.cols], first, len);
-                let leaf_squares = grid.all_columns(&slot[2 * leaf.cols..][..leaf.cols], first, len);
-                for k in 0..ABREAST {
-                    let delta = mean[k] - (shift[k] - base[k]);
-                    squares[k] += leaf_squares[k] + delta * (n * delta - 2.0 * leaf_sum[k]);
-                }
-            }
-            let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
-            for k in 0..ABREAST {
-                let is_finite = squares[k].is_finite();
-                let var = if is_finite { squares[k].max(0.0) / count } else { f64::NAN };
-                moments[k] = Moments { mean: base[k] + mean[k], var, rstd: rstd(var, norm.eps) };
-                all_finite &= is_finite || k >= len;
-            }
-            norm.save_abreast(first, len, &moments, saved);
+            let channels = (first, ABREAST.min(norm.channels - first));
+            all_finite &= if grid.is_abreast(channels.1) {
+                merge_abreast::<T, true>(norm, grid, partial, saved, (first, ABREAST))
+            } else {
+                merge_abreast::<T, false>(norm, grid, partial, saved, channels)
+            };
         }
         all_finite
     }
+}
+
+/// [`Merge`] for some channels: their first, and how many.
+#[inline(always)]
+fn merge_abreast<T: Element, const IS_ABREAST: bool>(
+    norm: &BatchNorm<'_, T>,
+    grid: Grid,
+    partial: &[T],
+    saved: &mut [T],
+    channels: (usize, usize),
+) -> bool {
+    let slot = |i: usize| (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
+    let shifts = |slot| grid.first_column::<T, IS_ABREAST>(slot, channels);
+    let sums = |row| grid.all_columns::<T, IS_ABREAST>(row, channels);
+    // About the first leaf's shift: a large mean rounds, and would swamp the differences.
+    let base = shifts(slot(0).1);
+    let (mut count, mut sum) = (0.0, [0.0; ABREAST]);
+    for i in 0..grid.leaves() {
+        let (leaf, slot) = slot(i);
+        let n = grid.values(leaf) as f64;
+        let shift = shifts(slot);
+        let leaf_sum = sums(&slot[leaf.cols..][..leaf.cols]);
+        count += n;
+        for k in 0..ABREAST {
+            sum[k] += n * (shift[k] - base[k]) + leaf_sum[k];
+        }
+    }
+    let mut mean = [0.0; ABREAST];
+    for k in 0..ABREAST {
+        mean[k] = sum[k] / count;
+    }
+    // A leaf's squares about the mean: sum (d - delta)^2 = squares + delta (n delta - 2 sum), delta the mean less the shift.
+    let mut squares = [0.0; ABREAST];
+    for i in 0..grid.leaves() {
+        let (leaf, slot) = slot(i);
+        let n = grid.values(leaf) as f64;
+        let shift = shifts(slot);
+        let leaf_sum = sums(&slot[leaf.cols..][..leaf.cols]);
+        let leaf_squares = sums(&slot[2 * leaf.cols..][..leaf.cols]);
+        for k in 0..ABREAST {
+            let delta = mean[k] - (shift[k] - base[k]);
+            squares[k] += leaf_squares[k] + delta * (n * delta - 2.0 * leaf_sum[k]);
+        }
+    }
+    let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
+    let mut all_finite = true;
+    for k in 0..ABREAST {
+        let is_finite = squares[k].is_finite();
+        let var = if is_finite { squares[k].max(0.0) / count } else { f64::NAN };
+        moments[k] = Moments { mean: base[k] + mean[k], var, rstd: rstd(var, norm.eps) };
+        all_finite &= is_finite || k >= channels.1;
+    }
+    norm.save_abreast(channels, &moments, saved);
+    all_finite
 }
 
 /// The moments of one channel, a plane a row. `parts`: [`PARTS_OF_LEAF`] for each leaf.
@@ -175,7 +198,7 @@ fn merge(parts: impl Iterator<Item = Part> + Clone, eps: f64) -> Option<Moments>
     Some(Moments { mean: base + mean, var, rstd: rstd(var, eps) })
 }
 
-/// Moments of one leaf of a grid: 5 rows of its columns, shift, sum and sum of squares, and work space.
+/// Moments of one leaf of a grid: [`ROWS_OF_LEAF`] rows of its columns, shift, sum and sum of squares, and work space.
 struct LeafMoments<'a, T> {
     x: &'a [T],
     grid: Grid,
@@ -204,27 +227,54 @@ impl<T: Element> Kernel<T> for LeafMoments<'_, T> {
                 }
             }
         }
-        sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums);
-        let mut moves = false;
-        for channel in 0..channels {
-            let columns = grid.columns_of(channel, cols);
-            let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
-            for j in columns.clone() {
-                count += rows as f64;
-                sum += sums[j].to_f64();
-                squares += sums[cols + j].to_f64();
-            }
-            if is_far(count, sum, squares) {
-                for j in columns {
-                    shift[j] = T::from_f64(shift[j].to_f64() + sum / count);
-                }
-                moves = true;
-            }
-        }
-        if moves {
-            sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums);
+        sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums, grid.reach);
+        if moves(grid, self.leaf, channels, shift, sums) {
+            sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums, grid.reach);
         }
     }
+}
+
+/// Moves the shifts that are far from their leaf's mean; returns whether there were any. `sums`: of the deviations, and of their squares.
+#[inline(always)]
+fn moves<T: Element>(grid: Grid, leaf: Leaf, channels: usize, shift: &mut [T], sums: &[T]) -> bool {
+    let mut any = false;
+    for first in (0..channels).step_by(ABREAST) {
+        let channels = (first, ABREAST.min(channels - first));
+        any |= if grid.is_abreast(channels.1) {
+            moves_abreast::<T, true>(grid, leaf, shift, sums, (first, ABREAST))
+        } else {
+            moves_abreast::<T, false>(grid, leaf, shift, sums, channels)
+        };
+    }
+    any
+}
+
+/// [`moves`] for some channels: their first, and how many.
+#[inline(always)]
+fn moves_abreast<T: Element, const IS_ABREAST: bool>(
+    grid: Grid,
+    leaf: Leaf,
+    shift: &mut [T],
+    sums: &[T],
+    channels: (usize, usize),
+) -> bool {
+    let (count, cols) = (grid.values(leaf) as f64, leaf.cols);
+    let sum = grid.all_columns::<T, IS_ABREAST>(&sums[..cols], channels);
+    let squares = grid.all_columns::<T, IS_ABREAST>(&sums[cols..][..cols], channels);
+    let mut any = false;
+    for k in 0..ABREAST {
+        any |= is_far(count, sum[k], squares[k]);
+    }
+    if any {
+        for k in 0..channels.1 {
+            if is_far(count, sum[k], squares[k]) {
+                for j in grid.columns_of(channels.0 + k, cols) {
+                    shift[j] = T::from_f64(shift[j].to_f64() + sum[k] / count);
+                }
+            }
+        }
+    }
+    any
 }
 
 /// The mean of each column's first tile, or its first value where there is no tile: of equal values it is exact.
