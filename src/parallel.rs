@@ -274,7 +274,7 @@ pub(crate) fn for_each_backwards<W: Split>(count: usize, cost: Cost, work: W, f:
 
 fn visit<W: Split>(count: usize, cost: Cost, work: W, f: &(impl Fn(usize, W) + Sync), backwards: bool) {
     if count > 0 {
-        halve(0, count, work, f, Order { forks: count > 1 && forks(cost), backwards });
+        halve(0, count, work, f, Order { forks: count > 1 && forks(cost), backwards, scope: SCOPE.with(Cell::get) });
     }
 }
 
@@ -282,6 +282,8 @@ fn visit<W: Split>(count: usize, cost: Cost, work: W, f: &(impl Fn(usize, W) + S
 struct Order {
     forks: bool,
     backwards: bool,
+    /// What holds on the thread that offers the work.
+    scope: Scope,
 }
 
 fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync), order: Order) {
@@ -299,10 +301,12 @@ fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) +
     rayon::join_context(
         |_| halve(a.0, a.1, a.2, f, order),
         |context| {
-            if context.migrated() {
-                MIGRATED.fetch_add(1, Ordering::Relaxed);
+            if !context.migrated() {
+                return halve(b.0, b.1, b.2, f, order);
             }
-            halve(b.0, b.1, b.2, f, order);
+            MIGRATED.fetch_add(1, Ordering::Relaxed);
+            // So that what is offered there can be split as well.
+            within(order.scope, || halve(b.0, b.1, b.2, f, order));
         },
     );
 }
@@ -333,6 +337,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn work_within_work_is_split_on_every_thread() {
+        let before = migrated();
+        let visits = AtomicUsize::new(0);
+        Threads::new(2).unwrap().run(|| {
+            let ids = |count| vec![0u8; count];
+            let (outer, inner) = (ids(3), ids(64));
+            for_each(3, DEAR, Blocks { data: &outer, block: 1 }, |_, _| {
+                assert!(forks(DEAR));
+                for_each(64, DEAR, Blocks { data: &inner, block: 1 }, |_, _| {
+                    visits.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(std::time::Duration::from_micros(50));
+                });
+            });
+        });
+        assert_eq!(visits.load(Ordering::Relaxed), 192);
+        assert!(migrated() > before);
     }
 
     #[test]

@@ -710,6 +710,8 @@ pub(crate) struct CellsMut<'a, T> {
 
 // SAFETY: it borrows its elements mutably, and no other view has them.
 unsafe impl<T: Send> Send for CellsMut<'_, T> {}
+// SAFETY: a shared borrow only reads.
+unsafe impl<T: Sync> Sync for CellsMut<'_, T> {}
 
 impl<'a, T: Copy> CellsMut<'a, T> {
     /// Element (i, j) is `data[i * rs + j * cs]`.
@@ -789,6 +791,16 @@ impl<'a, T: Copy> CellsMut<'a, T> {
     pub(crate) fn into_rows(self) -> RowsMut<'a, T> {
         assert!(self.has_contiguous_rows());
         RowsMut { start: self.start, rows: self.rows, cols: self.cols, stride: self.rs, data: PhantomData }
+    }
+
+    /// The same elements by rows, to read for a while.
+    ///
+    /// # Panics
+    /// If a row's elements do not follow one another.
+    #[inline(always)]
+    pub(crate) fn read(&self) -> Rows<'_, T> {
+        assert!(self.has_contiguous_rows());
+        Rows { start: self.start, rows: self.rows, cols: self.cols, stride: self.rs, data: PhantomData }
     }
 
     /// Element (i, j).

@@ -3,7 +3,7 @@
 use super::map::{self, Map, Values};
 use super::shape::{Grid, Planes, Reach};
 use super::sums::PerColumn;
-use super::{BatchNorm, Constants, Moments, ROWS, ROWS_OF_SAVED, statistics};
+use super::{BatchNorm, Constants, ROWS, ROWS_OF_SAVED, statistics};
 use crate::kernels::Activation;
 use crate::parallel::{self, Blocks, BlocksMut, Cost, Split};
 use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
@@ -127,15 +127,16 @@ pub(super) fn by_planes<T: Element>(
         Given::Nothing { saved, scratch } => {
             let saved = Channels { cells: CellsMut::new(saved, (ROWS_OF_SAVED, c), (c, 1)), width: 1 };
             let slot = statistics::PARTS_OF_LEAF * planes.leaf_count();
-            (None, Some((saved, BlocksMut { data: scratch, block: slot })))
+            (None, Some((saved, BlocksMut { data: &mut scratch[..c * slot], block: slot })))
         }
     };
+    let (images, activation, reach) = (planes.images_of_task(), norm.activation, planes.reach);
     parallel::for_each(c, cost, (y, own), |channel, (y, own)| {
-        let x = x.map(|x| Rows::new(&x[channel * l..], n, l, planes.stride()));
+        let x = x.map(|x| &x[channel * l..]);
         let constants = match (constants, x, own) {
             (Some(constants), _, _) => constants.of(channel),
             (None, Some(x), Some((mut saved, parts))) => {
-                let moments = isa.run(ChannelMoments { x, planes, eps: norm.eps, parts: parts.data });
+                let moments = statistics::of_channel(isa, x, planes, norm.eps, parts.data);
                 let all = norm.constants(channel, moments);
                 for (row, value) in all.into_iter().enumerate() {
                     *saved.cells.at(row, 0) = value;
@@ -144,23 +145,24 @@ pub(super) fn by_planes<T: Element>(
             }
             _ => unreachable!("a batch's own statistics are not taken in place"),
         };
-        isa.run(ApplyPlanes { x, y: y.cells, constants, activation: norm.activation, reach: planes.reach });
+        let cost = Cost { flops: cost.flops / c, bytes: cost.bytes / c };
+        parallel::for_each(n.div_ceil(images), cost, Images { cells: y.cells, images }, |i, y| {
+            let x = x.map(|x| planes.channel(x).block((i * images, y.cells.rows()), (0, l)));
+            isa.run(ApplyPlanes { x, y: y.cells, constants, activation, reach });
+        });
     });
 }
 
-struct ChannelMoments<'a, T> {
-    x: Rows<'a, T>,
-    planes: Planes,
-    eps: f64,
-    parts: &'a mut [T],
+/// One channel, a plane a row, in blocks of some images.
+pub(super) struct Images<'a, T> {
+    pub(super) cells: CellsMut<'a, T>,
+    pub(super) images: usize,
 }
 
-impl<T: Element> Kernel<T> for ChannelMoments<'_, T> {
-    type Output = Moments;
-
-    #[inline(always)]
-    fn run<V: Lanes<Elem = T>>(self) -> Moments {
-        statistics::of_channel::<V>(self.x, self.planes, self.eps, self.parts)
+impl<T: Element> Split for Images<'_, T> {
+    fn split(self, at: usize) -> (Self, Self) {
+        let (a, b) = self.cells.split_rows(at * self.images);
+        (Images { cells: a, images: self.images }, Images { cells: b, images: self.images })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The two passes of the backward step: sums per channel, then the input gradient.
 
-use super::apply::{Channels, parts};
+use super::apply::{Channels, Images, parts};
 use super::map::{self, Map, Values};
 use super::shape::{Grid, Leaf, Planes, Reach, narrow, widen};
 use super::sums::{self, PerColumn, Same, Source, Terms};
@@ -241,6 +241,17 @@ impl<P: Copy> Slopes<P> {
 }
 
 impl<T: Element> Slopes<T> {
+    /// The same in every column.
+    #[inline(always)]
+    fn same(self) -> Slopes<Same<T>> {
+        Slopes {
+            first: Same(self.first),
+            second: Same(self.second),
+            is_scaled: Same(self.is_scaled),
+            rstd: Same(self.rstd),
+        }
+    }
+
     /// Of a channel of `count` values, with its a, mean_lo and rstd.
     #[inline(always)]
     fn new((a, mean_lo, rstd): (f64, f64, f64), count: usize, sums: Sums) -> Self {
@@ -506,6 +517,7 @@ impl<T> Flow<'_, T> {
 }
 
 /// Both passes over planes, channel by channel.
+#[expect(clippy::too_many_arguments, reason = "what a backward pass has")]
 pub(super) fn by_planes<T: Element>(
     norm: &BatchNorm<'_, T>,
     statistics: Statistics,
@@ -514,6 +526,7 @@ pub(super) fn by_planes<T: Element>(
     flow: Flow<'_, T>,
     saved: &Saved<'_, T>,
     (dgamma, dbeta): (Option<&mut [T]>, Option<&mut [T]>),
+    scratch: &mut [T],
 ) {
     let isa = Isa::current();
     let (n, c, l) = (planes.shape.n, planes.shape.c, planes.shape.l);
@@ -524,91 +537,140 @@ pub(super) fn by_planes<T: Element>(
     };
     let dx = dx.map(|dx| Channels { cells: CellsMut::new(dx, (n, c * l), (c * l, 1)), width: l });
     let each = |data| BlocksMut { data, block: 1 };
-    let work = (dx, (dgamma.map(each), dbeta.map(each)));
-    parallel::for_each(c, cost, work, |channel, (dx, (dgamma, dbeta))| {
-        isa.run(Channel {
-            statistics,
-            activation: norm.activation,
-            planes,
-            channel,
-            x: &x[channel * l..],
-            dy: dy.map(|dy| &dy[channel * l..]),
-            dx: dx.map(|dx| dx.cells),
-            saved,
-            dgamma: dgamma.map(|d| &mut d.data[0]),
-            dbeta: dbeta.map(|d| &mut d.data[0]),
-        });
+    let slot = PARTS_OF_LEAF * planes.leaf_count();
+    let parts = BlocksMut { data: &mut scratch[..c * slot], block: slot };
+    let work = ((dx, parts), (dgamma.map(each), dbeta.map(each)));
+    parallel::for_each(c, cost, work, |channel, ((dx, parts), (dgamma, dbeta))| {
+        let cost = Cost { flops: cost.flops / c, bytes: cost.bytes / c };
+        let channel = Channel { isa, activation: norm.activation, planes, cost, channel, saved };
+        let (x, dy, dx) = (&x[channel.channel * l..], dy.map(|dy| &dy[channel.channel * l..]), dx.map(|dx| dx.cells));
+        let mut path = Path::Frozen;
+        if dgamma.is_some() || dbeta.is_some() || statistics == Statistics::Batch {
+            let sums = channel.sums(x, dy, dx.as_ref(), parts.data);
+            if let Some(dbeta) = dbeta {
+                dbeta.data[0] = T::from_f64(dbeta.data[0].to_f64() + sums.dz);
+            }
+            if let Some(dgamma) = dgamma {
+                dgamma.data[0] = T::from_f64(dgamma.data[0].to_f64() + saved.rstd(channel.channel) * sums.dzt);
+            }
+            if statistics == Statistics::Batch {
+                path = channel.path(sums);
+            }
+        }
+        if let Some(dx) = dx {
+            channel.input(x, dy, dx, path);
+        }
     });
 }
 
+/// Numbers kept of a leaf of planes: both sums in two parts.
+const PARTS_OF_LEAF: usize = 4;
+
+/// One channel of planes.
 struct Channel<'a, 'b, T> {
-    statistics: Statistics,
+    isa: Isa,
     activation: Activation,
     planes: Planes,
+    cost: Cost,
     channel: usize,
-    x: &'a [T],
-    dy: Option<&'a [T]>,
-    dx: Option<CellsMut<'a, T>>,
     saved: &'a Saved<'b, T>,
-    dgamma: Option<&'a mut T>,
-    dbeta: Option<&'a mut T>,
 }
 
-impl<T: Element> Kernel<T> for Channel<'_, '_, T> {
+impl<T: Element> Channel<'_, '_, T> {
+    /// Pass 1: the sums over all leaves. Without `dy`, that is in `dx`.
+    fn sums(&self, x: &[T], dy: Option<&[T]>, dx: Option<&CellsMut<'_, T>>, parts: &mut [T]) -> Sums {
+        let (planes, activation) = (self.planes, self.activation);
+        let constants = self.saved.constants().of(self.channel);
+        let work = BlocksMut { data: &mut *parts, block: PARTS_OF_LEAF };
+        parallel::for_each(planes.leaf_count(), self.cost, work, |i, part| {
+            let runs = planes.runs(i);
+            let dy = match (dy, dx) {
+                (Some(dy), _) => planes.channel(dy),
+                (None, Some(dx)) => dx.read(),
+                (None, None) => unreachable!("an upstream gradient is somewhere"),
+            };
+            let (x, dy, reach) = (runs.of(planes.channel(x)), runs.of(dy), planes.reach);
+            let shape = (runs.count, runs.len);
+            self.isa.run(RunSums { x, dy, shape, reach, constants, activation, part: part.data });
+        });
+        let mut sums = Sums { dz: 0.0, dzt: 0.0 };
+        for part in parts.chunks_exact(PARTS_OF_LEAF).take(planes.leaf_count()) {
+            sums.dz += T::join((part[0], part[1]));
+            sums.dzt += T::join((part[2], part[3]));
+        }
+        sums.dzt -= self.saved.mean_lo()[self.channel].to_f64() * sums.dz;
+        sums
+    }
+
+    /// What pass 2 needs.
+    fn path(&self, sums: Sums) -> Path<T> {
+        let (a, mean_lo) =
+            (self.saved.constants().a[self.channel].to_f64(), self.saved.mean_lo()[self.channel].to_f64());
+        let slopes = Slopes::new((a, mean_lo, self.saved.rstd(self.channel)), self.planes.shape.count(), sums);
+        if slopes.is_scaled == T::ZERO { Path::Direct(slopes) } else { Path::Scaled(slopes) }
+    }
+
+    /// Pass 2.
+    fn input(&self, x: &[T], dy: Option<&[T]>, dx: CellsMut<'_, T>, path: Path<T>) {
+        let (planes, images, activation) = (self.planes, self.planes.images_of_task(), self.activation);
+        let constants = self.saved.constants().of(self.channel);
+        let tasks = planes.shape.n.div_ceil(images);
+        parallel::for_each(tasks, self.cost, Images { cells: dx, images }, |i, dx| {
+            let part = |data| planes.channel(data).block((i * images, dx.cells.rows()), (0, planes.shape.l));
+            let (x, dy, reach) = (part(x), dy.map(part), planes.reach);
+            self.isa.run(InputPlanes { x, dy, dx: dx.cells, constants, path, activation, reach });
+        });
+    }
+}
+
+/// The sums of a leaf of planes.
+struct RunSums<'a, T> {
+    x: Rows<'a, T>,
+    dy: Rows<'a, T>,
+    shape: (usize, usize),
+    reach: Reach,
+    constants: Constants<T>,
+    activation: Activation,
+    part: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for RunSums<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Channel { statistics, activation, planes, channel, saved, .. } = self;
-        let (n, l) = (planes.shape.n, planes.shape.l);
-        let view = |data| Rows::new(data, n, l, planes.stride());
-        let (x, dy, dx) = (view(self.x), self.dy.map(view), self.dx.map(CellsMut::into_rows));
-        let constants = saved.constants().of(channel).same();
-        let mut path = Path::Frozen;
-        if self.dgamma.is_some() || self.dbeta.is_some() || statistics == Statistics::Batch {
-            let mut sums = Sums { dz: 0.0, dzt: 0.0 };
-            {
-                let dy = match (&dy, &dx) {
-                    (Some(dy), _) => *dy,
-                    (None, Some(dx)) => dx.read(),
-                    (None, None) => unreachable!("an upstream gradient is somewhere"),
-                };
-                for runs in planes.leaves() {
-                    let shape = (runs.count, runs.len);
-                    let (x, dy) = (runs.of(x), runs.of(dy));
-                    let (dz, dzt) = match activation {
-                        Activation::Identity => {
-                            sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, shape, planes.reach)
-                        }
-                        Activation::Relu => {
-                            sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, shape, planes.reach)
-                        }
-                    };
-                    sums.dz += dz;
-                    sums.dzt += dzt;
-                }
-            }
-            sums.dzt -= saved.mean_lo()[channel].to_f64() * sums.dz;
-            if let Some(dbeta) = self.dbeta {
-                *dbeta = T::from_f64(dbeta.to_f64() + sums.dz);
-            }
-            if let Some(dgamma) = self.dgamma {
-                *dgamma = T::from_f64(dgamma.to_f64() + saved.rstd(channel) * sums.dzt);
-            }
-            if statistics == Statistics::Batch {
-                let (a, mean_lo) = (constants.a.0.to_f64(), saved.mean_lo()[channel].to_f64());
-                let of = Slopes::new((a, mean_lo, saved.rstd(channel)), n * l, sums);
-                let slopes = Slopes {
-                    first: Same(of.first),
-                    second: Same(of.second),
-                    is_scaled: Same(of.is_scaled),
-                    rstd: Same(of.rstd),
-                };
-                path = if of.is_scaled == T::ZERO { Path::Direct(slopes) } else { Path::Scaled(slopes) };
-            }
-        }
-        if let Some(dx) = dx {
-            Data { x, dy, dx }.write::<V, _, false>(planes.reach, constants, path, activation);
-        }
+        let RunSums { x, dy, shape, reach, .. } = self;
+        let constants = self.constants.same();
+        let (dz, dzt) = match self.activation {
+            Activation::Identity => sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, shape, reach),
+            Activation::Relu => sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, shape, reach),
+        };
+        let ((dz, dz_low), (dzt, dzt_low)) = (T::split(dz), T::split(dzt));
+        self.part.copy_from_slice(&[dz, dz_low, dzt, dzt_low]);
+    }
+}
+
+struct InputPlanes<'a, T> {
+    x: Rows<'a, T>,
+    dy: Option<Rows<'a, T>>,
+    dx: CellsMut<'a, T>,
+    constants: Constants<T>,
+    path: Path<T>,
+    activation: Activation,
+    reach: Reach,
+}
+
+impl<T: Element> Kernel<T> for InputPlanes<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let InputPlanes { x, dy, dx, reach, activation, .. } = self;
+        let path = match self.path {
+            Path::Frozen => Path::Frozen,
+            Path::Direct(slopes) => Path::Direct(slopes.same()),
+            Path::Scaled(slopes) => Path::Scaled(slopes.same()),
+        };
+        Data { x, dy, dx: dx.into_rows() }.write::<V, _, false>(reach, self.constants.same(), path, activation);
     }
 }

@@ -512,7 +512,9 @@ impl<T: Element> Pass<'_, T> {
             Pass::Backward { norm, shape, statistics, x, flow, saved, parameters, scratch } => {
                 let saved = Saved::new(saved, norm.channels);
                 match walk {
-                    Walk::Planes(planes) => gradient::by_planes(&norm, statistics, planes, x, flow, &saved, parameters),
+                    Walk::Planes(planes) => {
+                        gradient::by_planes(&norm, statistics, planes, x, flow, &saved, parameters, scratch);
+                    }
                     Walk::Rows(grid) => {
                         let count = shape.count();
                         backward_rows(&norm, statistics, (grid, count), x, flow, &saved, parameters, scratch);

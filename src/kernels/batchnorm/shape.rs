@@ -19,6 +19,8 @@ use crate::simd::{Element, Rows};
 const PLANE: usize = 16;
 /// Values of a channel in a leaf of planes.
 const PLANES_LEAF: usize = 8192;
+/// Values of a channel that one task writes, at least.
+const PLANES_TASK: usize = 8 * PLANES_LEAF;
 /// Widest image, in elements, of which several are joined to a row.
 const JOINED: usize = 64;
 
@@ -253,6 +255,16 @@ impl Planes {
         self.shape.c * self.shape.l
     }
 
+    /// A channel, of which `data` begins with the first value: a plane a row.
+    pub(super) fn channel<T: Copy>(self, data: &[T]) -> Rows<'_, T> {
+        Rows::new(data, self.shape.n, self.shape.l, self.stride())
+    }
+
+    /// Images that one task writes.
+    pub(super) fn images_of_task(self) -> usize {
+        (PLANES_TASK / self.shape.l).max(1)
+    }
+
     /// Images in a leaf, and values of each plane: several planes, or a part of one.
     fn leaf(self) -> (usize, usize) {
         let l = self.shape.l;
@@ -267,12 +279,11 @@ impl Planes {
         self.shape.n.div_ceil(together) * self.shape.l.div_ceil(len)
     }
 
-    /// Leaves of each channel, in order.
-    pub(super) fn leaves(self) -> impl Iterator<Item = Runs> + Clone {
+    /// Leaf `i` of each channel.
+    pub(super) fn runs(self, i: usize) -> Runs {
         let (Shape { n, l, .. }, (together, len)) = (self.shape, self.leaf());
-        (0..n).step_by(together).flat_map(move |image| {
-            let count = together.min(n - image);
-            (0..l).step_by(len).map(move |at| Runs { first: (image, at), count, len: len.min(l - at) })
-        })
+        let parts = l.div_ceil(len);
+        let (image, at) = (i / parts * together, i % parts * len);
+        Runs { first: (image, at), count: together.min(n - image), len: len.min(l - at) }
     }
 }

@@ -121,23 +121,46 @@ fn merge_abreast<T: Element, const IS_ABREAST: bool>(
     all_finite
 }
 
-/// The moments of one channel, a plane a row. `parts`: [`PARTS_OF_LEAF`] for each leaf.
-#[inline(always)]
-pub(super) fn of_channel<V: Lanes>(x: Rows<'_, V::Elem>, planes: Planes, eps: f64, parts: &mut [V::Elem]) -> Moments {
-    for (runs, part) in planes.leaves().zip(parts.chunks_exact_mut(PARTS_OF_LEAF)) {
-        let (shift, sum, squares) = of_runs::<V>(runs.of(x), (runs.count, runs.len), planes.reach);
-        let ((sum, sum_low), (squares, squares_low)) = (V::Elem::split(sum), V::Elem::split(squares));
-        part.copy_from_slice(&[shift, sum, sum_low, squares, squares_low]);
-    }
-    let parts = planes.leaves().zip(parts.chunks_exact(PARTS_OF_LEAF)).map(|(runs, part)| Part {
-        count: (runs.count * runs.len) as f64,
-        shift: part[0].to_f64(),
-        sum: V::Elem::join((part[1], part[2])),
-        squares: V::Elem::join((part[3], part[4])),
+/// The moments of one channel of planes, of which `x` begins with the first. `parts`: [`PARTS_OF_LEAF`] for each leaf.
+pub(super) fn of_channel<T: Element>(isa: Isa, x: &[T], planes: Planes, eps: f64, parts: &mut [T]) -> Moments {
+    let (count, leaves) = (planes.shape.count(), planes.leaf_count());
+    let cost = Cost { flops: 3 * count, bytes: count * size_of::<T>() };
+    parallel::for_each(leaves, cost, BlocksMut { data: &mut *parts, block: PARTS_OF_LEAF }, |i, part| {
+        let runs = planes.runs(i);
+        let (x, shape, reach) = (runs.of(planes.channel(x)), (runs.count, runs.len), planes.reach);
+        isa.run(RunMoments { x, shape, reach, part: part.data });
+    });
+    let parts = (0..leaves).zip(parts.chunks_exact(PARTS_OF_LEAF)).map(|(i, part)| {
+        let runs = planes.runs(i);
+        Part {
+            count: (runs.count * runs.len) as f64,
+            shift: part[0].to_f64(),
+            sum: T::join((part[1], part[2])),
+            squares: T::join((part[3], part[4])),
+        }
     });
     let (n, l) = (planes.shape.n, planes.shape.l);
-    let values = || (0..n).flat_map(move |i| x.slice(i, 0, l)).map(|x| x.to_f64());
+    let values = || (0..n).flat_map(|i| &x[i * planes.stride()..][..l]).map(|x| x.to_f64());
     merge(parts, eps).unwrap_or_else(|| repair(values, eps))
+}
+
+/// Shift, sum and sum of squares of a leaf of planes.
+struct RunMoments<'a, T> {
+    x: Rows<'a, T>,
+    shape: (usize, usize),
+    reach: Reach,
+    part: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for RunMoments<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let (shift, sum, squares) = of_runs::<V>(self.x, self.shape, self.reach);
+        let ((sum, sum_low), (squares, squares_low)) = (T::split(sum), T::split(squares));
+        self.part.copy_from_slice(&[shift, sum, sum_low, squares, squares_low]);
+    }
 }
 
 /// Numbers kept of a leaf of planes: the shift, and both sums in two parts.
