@@ -11,7 +11,7 @@ pub(crate) struct Rows<'a, T> {
     pub(super) cols: usize,
     pub(super) stride: usize,
     /// Private, so that all are made in this file: elsewhere the fields are read, but for the start of those that `Pairs` keeps.
-    data: PhantomData<&'a [T]>,
+    pub(super) data: PhantomData<&'a [T]>,
 }
 
 impl<'a, T: Copy> Rows<'a, T> {
