@@ -43,5 +43,5 @@ pub(crate) use element::PerElement;
 pub(crate) use lanes::{Group, Kernel, Lanes};
 pub(crate) use window::{
     Abreast, ByColumn, ByRow, CellsMut, Column, Columns, Pairs, Panels, Row, Rows, RowsMut, Strided, Striped, Strips,
-    Transfer, TransferRow,
+    Transfer, TransferRow, unaligned,
 };

@@ -13,7 +13,7 @@
 
 use super::{ABREAST, LEAF, TILE};
 use crate::machine;
-use crate::simd::{Element, Rows};
+use crate::simd::{Element, Rows, unaligned};
 
 /// Values of a plane from which on it is worth walking along: a group of lanes.
 const PLANE: usize = 16;
@@ -126,9 +126,8 @@ impl Grid {
 
     /// Elements of `to` before the first that begins a line, if it is written past the caches.
     pub(super) fn unaligned<T>(self, to: &[T]) -> usize {
-        let address = to.as_ptr().addr();
         match self.reach_of_rows::<T>() {
-            Reach::Past => (address.next_multiple_of(64) - address) / size_of::<T>(),
+            Reach::Past => unaligned(to.as_ptr()),
             _ => 0,
         }
     }

@@ -46,6 +46,13 @@ fn opaque<T>(pointer: *const T) -> *const T {
     pointer
 }
 
+/// Elements from `at` to the first that begins a line of 64 bytes.
+#[inline(always)]
+pub(crate) fn unaligned<T>(at: *const T) -> usize {
+    let address = at.addr();
+    (address.next_multiple_of(64) - address) / size_of::<T>()
+}
+
 /// Asks for a line to be brought near; any address will do.
 #[inline(always)]
 fn prefetch<T>(at: *const T) {

@@ -1,7 +1,7 @@
 //! From rows to rows by vectors, past the caches or not.
 
-use super::prefetch;
 use super::rows::{Rows, RowsMut};
+use super::{prefetch, unaligned};
 use crate::simd::{Element, Lanes};
 use std::marker::PhantomData;
 
@@ -108,11 +108,7 @@ impl<T: Element> TransferRow<'_, T> {
     /// Elements before one that begins a line of 64 bytes, if that matters because the caches are passed by.
     #[inline(always)]
     pub(crate) fn unaligned(&self) -> usize {
-        if !self.is_past {
-            return 0;
-        }
-        let address = self.to.addr();
-        (address.next_multiple_of(64) - address) / size_of::<T>()
+        if self.is_past { unaligned(self.to) } else { 0 }
     }
 
     /// Leaves the first `len` elements behind.
