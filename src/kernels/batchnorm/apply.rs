@@ -1,9 +1,10 @@
 //! The normalisation itself: one subtraction and one multiply-add an element.
 
 use super::map::{self, Map, Values};
+use super::saved::{Constants, ROWS_OF_SAVED};
 use super::shape::{Grid, Planes, Reach};
 use super::sums::PerColumn;
-use super::{BatchNorm, Constants, ROWS, ROWS_OF_SAVED, statistics};
+use super::{BatchNorm, ROWS, statistics};
 use crate::kernels::Activation;
 use crate::parallel::{self, Blocks, BlocksMut, Cost, Split};
 use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};

@@ -2,9 +2,10 @@
 
 use super::apply::{Channels, Images, parts};
 use super::map::{self, Map, Values};
+use super::saved::Constants;
 use super::shape::{Grid, Leaf, Planes, Reach, narrow, widen};
 use super::sums::{self, PerColumn, Same, Source, Terms};
-use super::{ABREAST, BatchNorm, Constants, ROWS, Saved, Statistics};
+use super::{ABREAST, BatchNorm, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
 use crate::parallel::{self, Blocks, BlocksMut, Cost};
 use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};

@@ -101,6 +101,7 @@
 mod apply;
 mod gradient;
 mod map;
+mod saved;
 mod shape;
 mod statistics;
 mod sums;
@@ -110,13 +111,15 @@ mod tests;
 
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
-use crate::simd::{Element, Isa, Kernel, Lanes, PerElement};
+use crate::simd::{Element, Isa, PerElement};
+
+pub use saved::Saved;
 
 use crate::kernels::reduce::LEAF;
 use apply::Given;
 use gradient::{Finish, Flow, Path, Slopes};
-use shape::{Grid, Shape, Walk, narrow, widen};
-use sums::{PerColumn, Same};
+use saved::{Constants, ROWS_OF_SAVED, SaveGiven};
+use shape::{Grid, Shape, Walk};
 
 /// Rows in a tile of sums.
 const TILE: usize = 16;
@@ -124,8 +127,6 @@ const TILE: usize = 16;
 const ROWS: usize = 128;
 /// Channels whose constants are computed side by side: as many f64 as the widest vector holds.
 const ABREAST: usize = 8;
-/// Numbers saved of a channel.
-const ROWS_OF_SAVED: usize = 8;
 
 /// What a batch normalisation is made of, without its statistics.
 #[derive(Clone, Copy, Debug)]
@@ -188,94 +189,6 @@ pub fn scratch_len<T: Element>(n: usize, channels: usize, inner: usize) -> usize
 /// Constants of a column: mean, a and b, and what the second pass backward needs.
 const ROWS_OF_CONSTANTS: usize = 3 + gradient::ROWS_OF_SLOPES;
 
-/// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
-#[derive(Clone, Copy, Debug)]
-pub struct Saved<'a, T> {
-    rows: [&'a [T]; 8],
-}
-
-impl<'a, T: Element> Saved<'a, T> {
-    /// Over a slice that a forward pass filled.
-    ///
-    /// # Panics
-    /// If the slice does not have [`saved_len`] elements.
-    pub fn new(saved: &'a [T], channels: usize) -> Self {
-        assert_eq!(saved.len(), saved_len(channels), "batchnorm: saved for {channels} channels");
-        let mut rows: [&[T]; 8] = [&[]; 8];
-        if channels > 0 {
-            for (row, part) in rows.iter_mut().zip(saved.chunks_exact(channels)) {
-                *row = part;
-            }
-        }
-        Saved { rows }
-    }
-
-    fn constants(&self) -> Constants<&'a [T]> {
-        Constants { mean: self.rows[0], a: self.rows[2], b: self.rows[3] }
-    }
-
-    fn mean_lo(&self) -> &'a [T] {
-        self.rows[1]
-    }
-
-    /// Mean of a channel.
-    pub fn mean(&self, channel: usize) -> f64 {
-        T::join((self.rows[0][channel], self.rows[1][channel]))
-    }
-
-    /// `1 / sqrt(var + eps)` of a channel.
-    pub fn rstd(&self, channel: usize) -> f64 {
-        T::join((self.rows[4][channel], self.rows[5][channel]))
-    }
-
-    /// Biased variance of a channel; infinite where it does not fit the element type.
-    pub fn var(&self, channel: usize) -> f64 {
-        T::join((self.rows[6][channel], self.rows[7][channel]))
-    }
-}
-
-/// mean_hi, a and b: rows of numbers for channels or columns, vectors of them, or one for all.
-#[derive(Clone, Copy)]
-struct Constants<P> {
-    mean: P,
-    a: P,
-    b: P,
-}
-
-impl<P: Copy> Constants<P> {
-    #[inline(always)]
-    fn at<V: Lanes>(self, j: usize, len: usize) -> Constants<V>
-    where
-        P: PerColumn<V>,
-    {
-        Constants { mean: self.mean.at(j, len), a: self.a.at(j, len), b: self.b.at(j, len) }
-    }
-
-    #[inline(always)]
-    fn same(self) -> Constants<Same<P>> {
-        Constants { mean: Same(self.mean), a: Same(self.a), b: Same(self.b) }
-    }
-}
-
-impl<'a, T: Copy> Constants<&'a [T]> {
-    /// Those of the last `count` columns.
-    fn last(self, count: usize) -> Self {
-        let last = |row: &'a [T]| &row[row.len() - count..];
-        Constants { mean: last(self.mean), a: last(self.a), b: last(self.b) }
-    }
-
-    /// Those of the first `count` columns. A kernel takes them so that the compiler knows how many there are.
-    #[inline(always)]
-    fn upto(self, count: usize) -> Self {
-        Constants { mean: &self.mean[..count], a: &self.a[..count], b: &self.b[..count] }
-    }
-
-    /// Those of one channel.
-    fn of(self, channel: usize) -> Constants<T> {
-        Constants { mean: self.mean[channel], a: self.a[channel], b: self.b[channel] }
-    }
-}
-
 /// Rows of numbers for channels, as rows for the columns of a grid from `offset` on, the first `offset` of them last: in `scratch`, a row
 /// for each, where those are others.
 fn spread<'a, T: Element, const N: usize>(
@@ -297,76 +210,7 @@ fn spread<'a, T: Element, const N: usize>(
     spread
 }
 
-/// Moments of one channel: its mean, biased variance and reciprocal standard deviation.
-#[derive(Clone, Copy, Debug)]
-struct Moments {
-    mean: f64,
-    var: f64,
-    rstd: f64,
-}
-
-impl Moments {
-    /// What is saved.
-    #[inline(always)]
-    fn constants<T: Element>(self, gamma: f64, beta: f64) -> [T; ROWS_OF_SAVED] {
-        let (mean_hi, mean_lo) = T::split(self.mean);
-        let a = T::from_f64(gamma * self.rstd);
-        let b = T::from_f64(beta - a.to_f64() * mean_lo.to_f64());
-        let (rstd_hi, rstd_lo) = T::split(self.rstd);
-        let (var_hi, var_lo) = T::split(self.var);
-        [mean_hi, mean_lo, a, b, rstd_hi, rstd_lo, var_hi, var_lo]
-    }
-}
-
-/// 1 / sqrt(var + eps), and 0 where that sum is 0 (a channel without spread and without eps).
-#[inline(always)]
-fn rstd(var: f64, eps: f64) -> f64 {
-    let sum = var + eps;
-    if sum == 0.0 { 0.0 } else { 1.0 / sum.sqrt() }
-}
-
 impl<T: Element> BatchNorm<'_, T> {
-    /// What is saved of one channel.
-    fn constants(&self, channel: usize, moments: Moments) -> [T; ROWS_OF_SAVED] {
-        let gamma = self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64());
-        let beta = self.beta.map_or(0.0, |beta| beta[channel].to_f64());
-        moments.constants(gamma, beta)
-    }
-
-    fn save(&self, channel: usize, moments: Moments, saved: &mut [T]) {
-        for (row, value) in self.constants(channel, moments).into_iter().enumerate() {
-            saved[row * self.channels + channel] = value;
-        }
-    }
-
-    /// The same for some channels: their first, and how many.
-    #[inline(always)]
-    fn save_abreast(&self, (first, len): (usize, usize), moments: &[Moments; ABREAST], saved: &mut [T]) {
-        let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(row, first, len));
-        let (gamma, beta) = (of(self.gamma, 1.0), of(self.beta, 0.0));
-        let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SAVED];
-        for k in 0..ABREAST {
-            let constants = moments[k].constants(gamma[k], beta[k]);
-            for row in 0..ROWS_OF_SAVED {
-                rows[row][k] = constants[row];
-            }
-        }
-        for (row, to) in rows.iter().zip(saved.chunks_exact_mut(self.channels)) {
-            narrow(row, to, first, len);
-        }
-    }
-
-    /// Saves given statistics of some channels: their first, and how many.
-    #[inline(always)]
-    fn save_given(&self, channels: (usize, usize), mean: &[T], var: &[T], saved: &mut [T]) {
-        let (mean, var) = (widen(mean, channels.0, channels.1), widen(var, channels.0, channels.1));
-        let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
-        for k in 0..ABREAST {
-            moments[k] = Moments { mean: mean[k], var: var[k], rstd: rstd(var[k], self.eps) };
-        }
-        self.save_abreast(channels, &moments, saved);
-    }
-
     /// Panics unless the slices have the lengths that a pass over `x` needs; returns its shape, and whether it has elements.
     fn check(&self, pass: &str, x: usize, y: usize, saved: usize, scratch: usize) -> (Shape, bool) {
         let (c, l) = (self.channels, self.inner);
@@ -610,30 +454,6 @@ fn frozen<T: Element>(
         T::call::<Run>(Pass::Frozen { norm: *norm, shape, x, y, saved, scratch });
     }
     Ok(())
-}
-
-/// Saves given statistics.
-struct SaveGiven<'a, 'b, T> {
-    norm: &'a BatchNorm<'b, T>,
-    mean: &'a [T],
-    var: &'a [T],
-    saved: &'a mut [T],
-}
-
-impl<T: Element> Kernel<T> for SaveGiven<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Lanes<Elem = T>>(self) {
-        let SaveGiven { norm, mean, var, saved } = self;
-        for first in (0..norm.channels).step_by(ABREAST) {
-            // The usual number by its name, so that it is compiled for it.
-            match norm.channels - first {
-                ABREAST.. => norm.save_given((first, ABREAST), mean, var, saved),
-                less => norm.save_given((first, less), mean, var, saved),
-            }
-        }
-    }
 }
 
 /// Gradients of [`forward`] (or, with [`Statistics::Frozen`], of [`forward_frozen`]) for an upstream gradient `dy`.

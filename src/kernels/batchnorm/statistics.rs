@@ -1,8 +1,9 @@
 //! Mean and variance per channel: sums of a leaf about a shift, merged.
 
+use super::saved::{Moments, rstd};
 use super::shape::{Grid, Leaf, Planes, Reach};
 use super::sums::{self, Deviations, Same};
-use super::{ABREAST, BatchNorm, Moments, Saved, TILE, rstd};
+use super::{ABREAST, BatchNorm, Saved, TILE};
 use crate::parallel::{self, BlocksMut, Cost};
 use crate::simd::{Element, Isa, Kernel, Lanes, Rows};
 

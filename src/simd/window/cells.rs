@@ -1,6 +1,6 @@
 //! Cells of a matrix to write, which is cut into parts that interleave in memory.
 
-use super::rows::RowsMut;
+use super::rows::{Rows, RowsMut};
 use super::span;
 use std::marker::PhantomData;
 

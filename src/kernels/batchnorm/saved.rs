@@ -1,0 +1,192 @@
+//! What a forward pass saves of each channel, and how it is read again.
+
+use super::shape::{narrow, widen};
+use super::sums::{PerColumn, Same};
+use super::{ABREAST, BatchNorm, saved_len};
+use crate::simd::{Element, Kernel, Lanes};
+
+/// Numbers saved of a channel.
+pub(super) const ROWS_OF_SAVED: usize = 8;
+
+/// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a, T> {
+    pub(super) rows: [&'a [T]; 8],
+}
+
+impl<'a, T: Element> Saved<'a, T> {
+    /// Over a slice that a forward pass filled.
+    ///
+    /// # Panics
+    /// If the slice does not have [`saved_len`] elements.
+    pub fn new(saved: &'a [T], channels: usize) -> Self {
+        assert_eq!(saved.len(), saved_len(channels), "batchnorm: saved for {channels} channels");
+        let mut rows: [&[T]; 8] = [&[]; 8];
+        if channels > 0 {
+            for (row, part) in rows.iter_mut().zip(saved.chunks_exact(channels)) {
+                *row = part;
+            }
+        }
+        Saved { rows }
+    }
+
+    pub(super) fn constants(&self) -> Constants<&'a [T]> {
+        Constants { mean: self.rows[0], a: self.rows[2], b: self.rows[3] }
+    }
+
+    pub(super) fn mean_lo(&self) -> &'a [T] {
+        self.rows[1]
+    }
+
+    /// Mean of a channel.
+    pub fn mean(&self, channel: usize) -> f64 {
+        T::join((self.rows[0][channel], self.rows[1][channel]))
+    }
+
+    /// `1 / sqrt(var + eps)` of a channel.
+    pub fn rstd(&self, channel: usize) -> f64 {
+        T::join((self.rows[4][channel], self.rows[5][channel]))
+    }
+
+    /// Biased variance of a channel; infinite where it does not fit the element type.
+    pub fn var(&self, channel: usize) -> f64 {
+        T::join((self.rows[6][channel], self.rows[7][channel]))
+    }
+}
+
+/// mean_hi, a and b: rows of numbers for channels or columns, vectors of them, or one for all.
+#[derive(Clone, Copy)]
+pub(super) struct Constants<P> {
+    pub(super) mean: P,
+    pub(super) a: P,
+    pub(super) b: P,
+}
+
+impl<P: Copy> Constants<P> {
+    #[inline(always)]
+    pub(super) fn at<V: Lanes>(self, j: usize, len: usize) -> Constants<V>
+    where
+        P: PerColumn<V>,
+    {
+        Constants { mean: self.mean.at(j, len), a: self.a.at(j, len), b: self.b.at(j, len) }
+    }
+
+    #[inline(always)]
+    pub(super) fn same(self) -> Constants<Same<P>> {
+        Constants { mean: Same(self.mean), a: Same(self.a), b: Same(self.b) }
+    }
+}
+
+impl<'a, T: Copy> Constants<&'a [T]> {
+    /// Those of the last `count` columns.
+    pub(super) fn last(self, count: usize) -> Self {
+        let last = |row: &'a [T]| &row[row.len() - count..];
+        Constants { mean: last(self.mean), a: last(self.a), b: last(self.b) }
+    }
+
+    /// Those of the first `count` columns. A kernel takes them so that the compiler knows how many there are.
+    #[inline(always)]
+    pub(super) fn upto(self, count: usize) -> Self {
+        Constants { mean: &self.mean[..count], a: &self.a[..count], b: &self.b[..count] }
+    }
+
+    /// Those of one channel.
+    pub(super) fn of(self, channel: usize) -> Constants<T> {
+        Constants { mean: self.mean[channel], a: self.a[channel], b: self.b[channel] }
+    }
+}
+
+/// Moments of one channel: its mean, biased variance and reciprocal standard deviation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moments {
+    pub(super) mean: f64,
+    pub(super) var: f64,
+    pub(super) rstd: f64,
+}
+
+impl Moments {
+    /// What is saved.
+    #[inline(always)]
+    fn constants<T: Element>(self, gamma: f64, beta: f64) -> [T; ROWS_OF_SAVED] {
+        let (mean_hi, mean_lo) = T::split(self.mean);
+        let a = T::from_f64(gamma * self.rstd);
+        let b = T::from_f64(beta - a.to_f64() * mean_lo.to_f64());
+        let (rstd_hi, rstd_lo) = T::split(self.rstd);
+        let (var_hi, var_lo) = T::split(self.var);
+        [mean_hi, mean_lo, a, b, rstd_hi, rstd_lo, var_hi, var_lo]
+    }
+}
+
+/// 1 / sqrt(var + eps), and 0 where that sum is 0 (a channel without spread and without eps).
+#[inline(always)]
+pub(super) fn rstd(var: f64, eps: f64) -> f64 {
+    let sum = var + eps;
+    if sum == 0.0 { 0.0 } else { 1.0 / sum.sqrt() }
+}
+
+impl<T: Element> BatchNorm<'_, T> {
+    /// What is saved of one channel.
+    pub(super) fn constants(&self, channel: usize, moments: Moments) -> [T; ROWS_OF_SAVED] {
+        let gamma = self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64());
+        let beta = self.beta.map_or(0.0, |beta| beta[channel].to_f64());
+        moments.constants(gamma, beta)
+    }
+
+    pub(super) fn save(&self, channel: usize, moments: Moments, saved: &mut [T]) {
+        for (row, value) in self.constants(channel, moments).into_iter().enumerate() {
+            saved[row * self.channels + channel] = value;
+        }
+    }
+
+    /// The same for some channels: their first, and how many.
+    #[inline(always)]
+    pub(super) fn save_abreast(&self, (first, len): (usize, usize), moments: &[Moments; ABREAST], saved: &mut [T]) {
+        let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(row, first, len));
+        let (gamma, beta) = (of(self.gamma, 1.0), of(self.beta, 0.0));
+        let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SAVED];
+        for k in 0..ABREAST {
+            let constants = moments[k].constants(gamma[k], beta[k]);
+            for row in 0..ROWS_OF_SAVED {
+                rows[row][k] = constants[row];
+            }
+        }
+        for (row, to) in rows.iter().zip(saved.chunks_exact_mut(self.channels)) {
+            narrow(row, to, first, len);
+        }
+    }
+
+    /// Saves given statistics of some channels: their first, and how many.
+    #[inline(always)]
+    fn save_given(&self, channels: (usize, usize), mean: &[T], var: &[T], saved: &mut [T]) {
+        let (mean, var) = (widen(mean, channels.0, channels.1), widen(var, channels.0, channels.1));
+        let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
+        for k in 0..ABREAST {
+            moments[k] = Moments { mean: mean[k], var: var[k], rstd: rstd(var[k], self.eps) };
+        }
+        self.save_abreast(channels, &moments, saved);
+    }
+}
+
+/// Saves given statistics.
+pub(super) struct SaveGiven<'a, 'b, T> {
+    pub(super) norm: &'a BatchNorm<'b, T>,
+    pub(super) mean: &'a [T],
+    pub(super) var: &'a [T],
+    pub(super) saved: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for SaveGiven<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        let SaveGiven { norm, mean, var, saved } = self;
+        for first in (0..norm.channels).step_by(ABREAST) {
+            // The usual number by its name, so that it is compiled for it.
+            match norm.channels - first {
+                ABREAST.. => norm.save_given((first, ABREAST), mean, var, saved),
+                less => norm.save_given((first, less), mean, var, saved),
+            }
+        }
+    }
+}
