@@ -11,7 +11,8 @@
 //! Which way, and every boundary of a sum, follows from the shape alone. How far tensors reach decides what is asked for ahead and
 //! written past the caches, which changes no bit.
 
-use super::{ABREAST, LEAF, TILE};
+use super::{ABREAST, TILE};
+use crate::kernels::reduce::LEAF;
 use crate::machine;
 use crate::simd::{Element, Rows, unaligned};
 
