@@ -10,7 +10,7 @@ pub(crate) struct Rows<'a, T> {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) stride: usize,
-    /// Private, so that all are made in this file: elsewhere the fields are read, but for the start of those that `Pairs` keeps.
+    /// All are made in this file and by `CellsMut::read`; elsewhere the fields are read, but for the start of those that `Pairs` keeps.
     pub(super) data: PhantomData<&'a [T]>,
 }
 
