@@ -274,7 +274,9 @@ pub(crate) fn for_each_backwards<W: Split>(count: usize, cost: Cost, work: W, f:
 
 fn visit<W: Split>(count: usize, cost: Cost, work: W, f: &(impl Fn(usize, W) + Sync), backwards: bool) {
     if count > 0 {
-        halve(0, count, work, f, Order { forks: count > 1 && forks(cost), backwards, scope: SCOPE.with(Cell::get) });
+        let (forks, scope) = (count > 1 && forks(cost), SCOPE.with(Cell::get));
+        let shares = if forks { scope.workers } else { 1 };
+        halve(0, count, work, f, Order { forks, backwards, shares, scope });
     }
 }
 
@@ -282,6 +284,8 @@ fn visit<W: Split>(count: usize, cost: Cost, work: W, f: &(impl Fn(usize, W) + S
 struct Order {
     forks: bool,
     backwards: bool,
+    /// Threads that have a share of it. Backwards is within a share, so that a thread finds near what it read last.
+    shares: usize,
     /// What holds on the thread that offers the work.
     scope: Scope,
 }
@@ -293,7 +297,8 @@ fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) +
     let left = work.middle(count);
     let (a, b) = work.split(left);
     let (a, b) = ((first, left, a), (first + left, count - left, b));
-    let (a, b) = if order.backwards { (b, a) } else { (a, b) };
+    let (a, b) = if order.backwards && order.shares <= 1 { (b, a) } else { (a, b) };
+    let order = Order { shares: order.shares.div_ceil(2), ..order };
     if !order.forks {
         halve(a.0, a.1, a.2, f, order);
         return halve(b.0, b.1, b.2, f, order);
