@@ -1,0 +1,122 @@
+//! Every pass over every size, offset and layout; the same bits wherever data lie and however many threads there are.
+
+use super::layer::{Layer, everything};
+use super::oracle::agree;
+use crate::support::*;
+use evenkeel::simd::Element;
+use proptest::prelude::*;
+
+/// Around lanes.
+const CHANNELS: [usize; 15] = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 19, 31, 32, 33];
+/// Around tiles of 16, tasks of 128 and leaves of 1024 rows.
+const ROWS: [usize; 22] =
+    [2, 3, 4, 5, 7, 9, 15, 16, 17, 18, 31, 32, 33, 39, 127, 129, 1023, 1024, 1025, 1040, 2048, 2100];
+
+fn every_pass_agrees_with_the_reference<T: Element>() {
+    for (i, n) in ROWS.into_iter().enumerate() {
+        for (j, c) in CHANNELS.into_iter().enumerate() {
+            // Many rows with few channels and with a few sizes more.
+            if n > 200 && j % 4 != i % 4 {
+                continue;
+            }
+            agree(&Layer::<T>::new((n * 64 + c) as u64, n, c, i + 3 * j), (i + j) % 16);
+        }
+    }
+    for variant in 0..16 {
+        agree(&Layer::<T>::new(variant as u64, 50, 9, variant), variant);
+        agree(&Layer::<T>::new(variant as u64, 1100, 3, variant), variant);
+        agree(&Layer::<T>::new(variant as u64, 50, 9, variant).inner(25), variant);
+    }
+}
+
+/// Images, channels and values of a plane: planes shorter than a group of lanes, one off its multiples, longer than a leaf; one image
+/// and many.
+const PLANES: [(usize, usize, usize); 24] = [
+    (20, 16, 2),
+    (9, 7, 3),
+    (40, 3, 5),
+    (300, 2, 4),
+    (3, 90, 4),
+    (16, 2, 15),
+    (2, 3, 15),
+    (2, 3, 16),
+    (3, 5, 17),
+    (1, 4, 31),
+    (2, 2, 32),
+    (1, 4, 33),
+    (5, 6, 49),
+    (2, 1, 100),
+    (70, 3, 16),
+    (2, 2, 511),
+    (2, 2, 784),
+    (37, 2, 784),
+    (1, 3, 1024),
+    (1, 2, 8191),
+    (1, 1, 8192),
+    (2, 2, 8193),
+    (3, 1, 9000),
+    (1, 1, 20_000),
+];
+
+fn every_pass_agrees_with_the_reference_over_planes<T: Element>() {
+    for (i, (images, c, l)) in PLANES.into_iter().enumerate() {
+        agree(&Layer::<T>::new((i * 64 + c) as u64, images * l, c, 7 * i + 3).inner(l), i % 16);
+    }
+}
+
+fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
+    for (n, c, variant, l) in
+        [(3000, 19, 7, 1), (260, 33, 3, 1), (2049, 1, 6, 1), (3000, 5, 7, 60), (2000, 6, 3, 8), (20_000, 2, 7, 10_000)]
+    {
+        let layer = Layer::<T>::new(11, n, c, variant).inner(l);
+        same_bits_everywhere::<T>(|| everything(&layer, 0));
+    }
+}
+
+fn offsets_do_not_change_bits<T: Element>() {
+    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7)] {
+        let layer = Layer::<T>::new(12, n, c, 7).inner(l);
+        sweep::<T>(|_| {
+            let aligned = everything(&layer, 0);
+            for offset in 1..16 {
+                assert_same_bits(&format!("offset {offset} and none"), &everything(&layer, offset), &aligned);
+            }
+        });
+    }
+}
+
+in_both_types!(
+    every_pass_agrees_with_the_reference,
+    every_pass_agrees_with_the_reference_over_planes,
+    threads_and_fused_sets_give_the_same_bits,
+    offsets_do_not_change_bits,
+);
+
+proptest! {
+    #![proptest_config(cases(80, file!()))]
+
+    #[test]
+    fn any_layer_agrees_with_the_reference(
+        n in prop_oneof![2..40usize, prop::sample::select(ROWS.to_vec())],
+        c in 1..40usize,
+        variant in 0..16usize,
+        offset in 0..16usize,
+        seed: u64,
+    ) {
+        agree(&Layer::<f32>::new(seed, n, c, variant), offset);
+        agree(&Layer::<f64>::new(seed, n, c, variant), offset);
+    }
+
+    #[test]
+    fn any_layer_of_planes_agrees_with_the_reference(
+        images in 1..12usize,
+        c in 1..12usize,
+        l in prop_oneof![2..70usize, 70..700usize],
+        variant in 0..16usize,
+        offset in 0..16usize,
+        seed: u64,
+    ) {
+        agree(&Layer::<f32>::new(seed, images * l, c, variant).inner(l), offset);
+        agree(&Layer::<f64>::new(seed, images * l, c, variant).inner(l), offset);
+    }
+}
