@@ -56,7 +56,8 @@ pub(crate) fn sweep<T: Element>(mut check: impl FnMut(Isa)) {
     }
 }
 
-fn message(cause: &(dyn Any + Send)) -> &str {
+/// What a panic said.
+pub(crate) fn message(cause: &(dyn Any + Send)) -> &str {
     let text = cause.downcast_ref::<String>().map(String::as_str);
     text.or(cause.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message")
 }

@@ -9,7 +9,9 @@ use evenkeel::simd::Element;
 
 /// A gradient is the same bits whatever else is asked for, and what is not asked for is not written.
 fn any_subset_of_gradients_is_the_whole<T: Element>() {
-    for (variant, n, c, l) in [(7, 37, 19, 1), (3, 1030, 5, 1), (0, 6, 1, 1), (7, 60, 7, 20), (3, 60, 7, 3)] {
+    for (variant, n, c, l) in
+        [(7, 37, 19, 1), (3, 1030, 5, 1), (0, 6, 1, 1), (7, 60, 7, 20), (3, 60, 7, 3), (7, 35, 70, 1)]
+    {
         let layer = Layer::<T>::new(1, n, c, variant).inner(l);
         sweep::<T>(|_| {
             let saved = layer.forward(0).saved;
@@ -26,17 +28,44 @@ fn any_subset_of_gradients_is_the_whole<T: Element>() {
                     }
                 }
                 assert!(none[1].iter().chain(&none[2]).all(|g| g.to_f64() == BEFORE));
+                for subset in 0..4 {
+                    let wanted = [true, subset & 1 != 0, subset & 2 != 0];
+                    let found = layer.backward_in_place(statistics, &saved, wanted);
+                    for part in 0..3 {
+                        let right = if wanted[part] { &all[part] } else { &none[part] };
+                        let what = format!("{statistics:?}, in place, {wanted:?}, part {part}");
+                        assert_same_bits(&what, &bits(&found[part]), &bits(right));
+                    }
+                }
             }
         });
     }
 }
 
+/// The first channel constant, its beta a zero of either sign, so that it is y; a NaN in the last.
+fn with_edges<T: Element>(mut layer: Layer<T>) -> Layer<T> {
+    for x in layer.x.iter_mut().step_by(layer.c) {
+        *x = T::from_f64(0.3);
+    }
+    if let Some(beta) = &mut layer.beta {
+        beta[0] = if layer.c % 2 == 0 { -T::ZERO } else { T::ZERO };
+    }
+    *layer.x.last_mut().unwrap() = T::from_f64(f64::NAN);
+    layer
+}
+
 /// Fused with ReLU is the same bits as the two kernels one after the other, in both directions.
 fn fused_relu_is_two_kernels<T: Element>() {
-    for (n, c, variant, l) in
-        [(33, 17, 7, 1), (40, 3, 4, 1), (1100, 6, 5, 1), (129, 32, 6, 1), (102, 5, 7, 17), (80, 6, 5, 8)]
-    {
-        let fused = Layer::<T>::new(2, n, c, variant).inner(l);
+    for (n, c, variant, l) in [
+        (33, 17, 7, 1),
+        (40, 3, 4, 1),
+        (1100, 6, 5, 1),
+        (129, 32, 6, 1),
+        (102, 5, 7, 17),
+        (80, 6, 5, 8),
+        (35, 70, 7, 1),
+    ] {
+        let fused = with_edges(Layer::<T>::new(2, n, c, variant).inner(l));
         let plain = Layer { activation: Activation::Identity, ..fused.clone() };
         let (mean, var) = (vec![T::from_f64(0.3); c], vec![T::from_f64(2.5); c]);
         sweep::<T>(|_| {

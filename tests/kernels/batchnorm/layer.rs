@@ -158,6 +158,18 @@ impl<T: Element> Layer<T> {
         [dx.get().to_vec(), dgamma.get().to_vec(), dbeta.get().to_vec()]
     }
 
+    /// The same with dx over dy.
+    pub(super) fn backward_in_place(&self, statistics: Statistics, saved: &[T], wanted: [bool; 3]) -> [Vec<T>; 3] {
+        let (x, mut dx) = (self.laid(&self.x), Guarded::new(&self.laid(&self.dy), 7));
+        let (mut dgamma, mut dbeta) = (vec![T::from_f64(BEFORE); self.c], vec![T::from_f64(BEFORE); self.c]);
+        let parameters = (wanted[1].then_some(&mut dgamma[..]), wanted[2].then_some(&mut dbeta[..]));
+        let (norm, mut scratch) = (self.norm(), self.scratch());
+        batchnorm::backward_in_place(&norm, statistics, &x, dx.get_mut(), saved, parameters, scratch.get_mut());
+        dx.check("batchnorm backward in place");
+        scratch.check("batchnorm scratch");
+        [self.rows(dx.get()), dgamma, dbeta]
+    }
+
     /// gamma and beta of a channel.
     pub(super) fn affine(&self, channel: usize) -> (f64, f64) {
         let of = |p: &Option<Vec<T>>, absent| p.as_ref().map_or(absent, |p| p[channel].to_f64());

@@ -3,7 +3,7 @@
 use super::layer::{Layer, everything};
 use super::oracle::agree;
 use crate::support::*;
-use evenkeel::simd::Element;
+use evenkeel::simd::{Element, with_isa};
 use proptest::prelude::*;
 
 /// Around lanes.
@@ -26,6 +26,10 @@ fn every_pass_agrees_with_the_reference<T: Element>() {
         agree(&Layer::<T>::new(variant as u64, 50, 9, variant), variant);
         agree(&Layer::<T>::new(variant as u64, 1100, 3, variant), variant);
         agree(&Layer::<T>::new(variant as u64, 50, 9, variant).inner(25), variant);
+    }
+    // Rows that are not joined, narrow and wide: from 1 KiB on a few of them are read at once.
+    for (i, (n, c)) in [(50, 64), (21, 70), (1030, 129), (39, 272), (150, 300), (17, 515)].into_iter().enumerate() {
+        agree(&Layer::<T>::new(c as u64, n, c, 3 * i + 1), i);
     }
 }
 
@@ -65,16 +69,22 @@ fn every_pass_agrees_with_the_reference_over_planes<T: Element>() {
 }
 
 fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
-    for (n, c, variant, l) in
-        [(3000, 19, 7, 1), (260, 33, 3, 1), (2049, 1, 6, 1), (3000, 5, 7, 60), (2000, 6, 3, 8), (20_000, 2, 7, 10_000)]
-    {
+    for (n, c, variant, l) in [
+        (3000, 19, 7, 1),
+        (260, 33, 3, 1),
+        (2049, 1, 6, 1),
+        (3000, 5, 7, 60),
+        (2000, 6, 3, 8),
+        (20_000, 2, 7, 10_000),
+        (2100, 70, 7, 1),
+    ] {
         let layer = Layer::<T>::new(11, n, c, variant).inner(l);
         same_bits_everywhere::<T>(|| everything(&layer, 0));
     }
 }
 
 fn offsets_do_not_change_bits<T: Element>() {
-    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7)] {
+    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7), (20, 72, 1), (300, 5, 1)] {
         let layer = Layer::<T>::new(12, n, c, 7).inner(l);
         sweep::<T>(|_| {
             let aligned = everything(&layer, 0);
@@ -85,11 +95,30 @@ fn offsets_do_not_change_bits<T: Element>() {
     }
 }
 
+/// Nothing is shared between calls: some at once give what one gives.
+fn calls_at_once_do_not_meet<T: Element>() {
+    let layers: Vec<_> = (0..4).map(|i| Layer::<T>::new(i, 300, 9, 7).inner([1, 3, 20, 1][i as usize])).collect();
+    sweep::<T>(|isa| {
+        let alone: Vec<_> = layers.iter().map(|layer| everything(layer, 0)).collect();
+        std::thread::scope(|scope| {
+            let at_once =
+                |layer| scope.spawn(move || with_isa(isa, || (0..8).map(|_| everything(layer, 0)).collect::<Vec<_>>()));
+            let running: Vec<_> = layers.iter().map(at_once).collect();
+            for (thread, wanted) in running.into_iter().zip(&alone) {
+                for found in thread.join().unwrap() {
+                    assert_same_bits("several calls and one", &found, wanted);
+                }
+            }
+        });
+    });
+}
+
 in_both_types!(
     every_pass_agrees_with_the_reference,
     every_pass_agrees_with_the_reference_over_planes,
     threads_and_fused_sets_give_the_same_bits,
     offsets_do_not_change_bits,
+    calls_at_once_do_not_meet,
 );
 
 proptest! {

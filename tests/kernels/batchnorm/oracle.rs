@@ -45,6 +45,11 @@ impl<'a, T: Element> Oracle<'a, T> {
         Oracle { layer, moments, limits, statistics: Statistics::Batch }
     }
 
+    /// A batch whose moments are known, and have to be found to the bit.
+    pub(super) fn known(layer: &'a Layer<T>, moments: Moments) -> Self {
+        Oracle { layer, moments, limits: vec![EXACT; layer.c], statistics: Statistics::Batch }
+    }
+
     fn frozen(layer: &'a Layer<T>, running: (&[T], &[T])) -> Self {
         let moments = Moments { mean: wide(running.0), var: wide(running.1) };
         Oracle { layer, moments, limits: vec![EXACT; layer.c], statistics: Statistics::Frozen }

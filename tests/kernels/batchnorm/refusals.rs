@@ -3,8 +3,9 @@
 use super::layer::{ALL, BEFORE, Forward, Layer};
 use crate::support::*;
 use evenkeel::Error;
-use evenkeel::kernels::batchnorm::{self, Statistics};
+use evenkeel::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
 use evenkeel::simd::Element;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn refusals_come_before_any_write<T: Element>() {
     sweep::<T>(|_| {
@@ -57,6 +58,58 @@ fn refusals_come_before_any_write<T: Element>() {
     assert!(matches!(result, Err(Error::OneValuePerChannel { channels: 4 })));
 }
 
+/// Each length but one right: a panic that says which, before anything is written.
+fn lengths_that_disagree_are_refused<T: Element>() {
+    let layer = Layer::<T>::new(1, 6, 4, 3);
+    let lengths = [24, 24, batchnorm::saved_len(4), batchnorm::scratch_len::<T>(6, 4, 1), 4, 4];
+    let names = ["counterpart", "counterpart", "saved for 4 channels", "of scratch", "gamma has not", "beta has not"];
+    let forward = |lengths: [usize; 6], (channels, inner): (usize, usize)| {
+        let [mut y, mut saved, mut scratch] =
+            [lengths[1], lengths[2], lengths[3]].map(|len| Guarded::<T>::unwritten(len, 0));
+        let parameter = vec![T::ONE; 5];
+        let (gamma, beta) = (Some(&parameter[..lengths[4]]), Some(&parameter[..lengths[5]]));
+        let norm = BatchNorm { channels, inner, gamma, beta, ..layer.norm() };
+        let x = vec![T::ONE; lengths[0]];
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            batchnorm::forward(&norm, &x, y.get_mut(), saved.get_mut(), scratch.get_mut()).unwrap();
+        }));
+        let cause = outcome.err()?;
+        for (part, name) in [(&y, "y"), (&saved, "saved"), (&scratch, "scratch")] {
+            part.check_unwritten(name);
+        }
+        Some(message(&*cause).to_owned())
+    };
+    assert_eq!(forward(lengths, (4, 1)), None);
+    for (part, name) in names.into_iter().enumerate() {
+        let mut wrong = lengths;
+        wrong[part] -= 1;
+        let text = forward(wrong, (4, 1)).expect(name);
+        assert!(text.contains(name), "{text}");
+    }
+    let text = forward([22, 22, lengths[2], lengths[3], 4, 4], (4, 1)).unwrap();
+    assert!(text.contains("in images of 4 x 1"), "{text}");
+    let text = forward(lengths, (4, usize::MAX / 2)).unwrap();
+    assert!(text.contains("4 channels of"), "{text}");
+    assert_eq!(batchnorm::scratch_len::<T>(usize::MAX / 2, 4, 1), usize::MAX);
+
+    let saved = layer.forward(0).saved;
+    for (part, name) in ["dx has not", "a parameter gradient", "a parameter gradient"].into_iter().enumerate() {
+        let mut lengths = [24, 4, 4];
+        lengths[part] -= 1;
+        let mut parts = lengths.map(|len| Guarded::<T>::unwritten(len, 0));
+        let mut scratch = layer.scratch();
+        let [dx, dgamma, dbeta] = parts.each_mut().map(|part| Some(part.get_mut()));
+        let gradients = Gradients { dx, dgamma, dbeta };
+        let (norm, scratch) = (layer.norm(), scratch.get_mut());
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            batchnorm::backward(&norm, Statistics::Batch, &layer.x, &layer.dy, &saved, gradients, scratch);
+        }));
+        let cause = outcome.expect_err(name);
+        assert!(message(&*cause).contains(name), "{}", message(&*cause));
+        parts.iter().for_each(|part| part.check_unwritten("gradients"));
+    }
+}
+
 /// No rows: nothing but zeroed statistics. No channels: nothing at all.
 fn empty_batches_do_nothing<T: Element>() {
     for (n, c, l) in [(0, 4, 1), (0, 0, 1), (5, 0, 1), (0, 4, 20), (60, 0, 20)] {
@@ -76,4 +129,4 @@ fn empty_batches_do_nothing<T: Element>() {
     }
 }
 
-in_both_types!(refusals_come_before_any_write, empty_batches_do_nothing,);
+in_both_types!(refusals_come_before_any_write, lengths_that_disagree_are_refused, empty_batches_do_nothing);

@@ -21,23 +21,28 @@ const KINDS: [Kind; 7] = [
     ("constant 1e7 + 3", |_, _, _| 1e7 + 3.0),
 ];
 
-/// One channel of each kind.
-fn hard_statistics<T: Element>(n: usize, l: usize) -> Layer<T> {
+/// Some channels of each kind.
+fn hard_statistics<T: Element>((n, copies): (usize, usize), l: usize) -> Layer<T> {
     let mut rng = Rng::new(7, "statistics");
-    let mut layer = Layer::<T>::new(1, 2, KINDS.len(), 2);
-    layer.x = (0..n * KINDS.len()).map(|i| T::from_f64(KINDS[i % 7].1(i / 7, n, &mut rng))).collect();
+    let c = copies * KINDS.len();
+    let mut layer = Layer::<T>::new(1, 2, c, 2);
+    layer.x = (0..n * c).map(|i| T::from_f64(KINDS[i % 7].1(i / c, n, &mut rng))).collect();
     layer.n = n;
     layer.inner(l)
 }
 
-fn statistics_survive_a_large_mean_in<T: Element>(n: usize, l: usize, var_limit: impl Fn(Limits, f64) -> f64) {
-    let layer = hard_statistics::<T>(n, l);
+fn statistics_survive_a_large_mean_in<T: Element>(
+    (n, copies): (usize, usize),
+    l: usize,
+    var_limit: impl Fn(Limits, f64) -> f64,
+) {
+    let layer = hard_statistics::<T>((n, copies), l);
     let wanted = reference::batchnorm::moments(&wide(&layer.x), layer.c);
     sweep::<T>(|isa| {
         let Forward { y, saved } = layer.forward(0);
         let saved = Saved::new(&saved, layer.c);
         println!("{} on {isa}, n = {n}, {l} side by side: relative error of var, error of mean in sigma", T::NAME);
-        for (j, (name, _)) in KINDS.iter().enumerate() {
+        for (j, (name, _)) in KINDS.iter().cycle().take(layer.c).enumerate() {
             let (mean, var) = (wanted.mean[j], wanted.var[j]);
             if var == 0.0 {
                 assert_eq!((saved.mean(j), saved.var(j)), (mean, 0.0), "{name}");
@@ -60,14 +65,17 @@ fn statistics_survive_a_large_mean_in<T: Element>(n: usize, l: usize, var_limit:
 #[test]
 fn statistics_of_a_million_rows_in_f32() {
     for l in [1, 8, 256, 1 << 14] {
-        statistics_survive_a_large_mean_in::<f32>(1 << 20, l, |_, _| 1e-6);
+        statistics_survive_a_large_mean_in::<f32>((1 << 20, 1), l, |_, _| 1e-6);
     }
+    // Rows too wide to be joined.
+    statistics_survive_a_large_mean_in::<f32>((1 << 15, 10), 1, |_, _| 1e-6);
 }
 
 fn statistics_survive_a_large_mean<T: Element>() {
     for (n, l) in [(100, 1), (1000, 1), (5000, 1), (100_000, 1), (100, 10), (100, 50), (1000, 1000), (90_000, 30_000)] {
-        statistics_survive_a_large_mean_in::<T>(n, l, |limits, var| limits.var / var);
+        statistics_survive_a_large_mean_in::<T>((n, 1), l, |limits, var| limits.var / var);
     }
+    statistics_survive_a_large_mean_in::<T>((3000, 10), 1, |limits, var| limits.var / var);
 }
 
 /// An outlier in front of fewer rows than a tile, and so a shift far from all others: the mean of what is left rounds, and has to be
@@ -78,6 +86,36 @@ fn an_outlier_in_front_of_a_short_batch<T: Element>() {
         let mut rng = Rng::new(n as u64, "outlier");
         for (i, x) in layer.x.iter_mut().enumerate() {
             *x = T::from_f64(if i < 400 { 0.0 } else { rng.range(100.0, 110.0) });
+        }
+        let oracle = Oracle::batch(&layer);
+        sweep::<T>(|_| oracle.check_statistics(&layer.forward(0).saved));
+    }
+}
+
+/// The values that make the shift far from all others of their leaf, as no mean of some of them would be.
+fn a_step_behind_the_first_values<T: Element>() {
+    for (n, c, l, before) in
+        [(1024, 70, 1, 16), (4096, 3, 1, 256), (8192, 3, 8192, 16), (8000, 3, 400, 16), (20_000, 2, 50, 16)]
+    {
+        let mut layer = Layer::<T>::new(4, n, c, 0).inner(l);
+        let mut rng = Rng::new(n as u64, "step");
+        for (i, x) in layer.x.iter_mut().enumerate() {
+            *x = T::from_f64(if i < before * c { 0.0 } else { rng.range(100.0, 100.1) });
+        }
+        let oracle = Oracle::batch(&layer);
+        sweep::<T>(|_| oracle.check_statistics(&layer.forward(0).saved));
+    }
+}
+
+/// Squares that are all equal round alike, so that a sum in a long chain is off by as many roundings as it has terms.
+fn equal_squares_are_summed_in_short_chains<T: Element>() {
+    for (n, c, l) in [(1024, 70, 1), (8192, 40, 1), (8192, 40, 8192), (8160, 40, 17), (8160, 40, 20)] {
+        let mut layer = Layer::<T>::new(5, n, c, 0).inner(l);
+        let mut rng = Rng::new(n as u64, "equal squares");
+        let spread: Vec<f64> = (0..c).map(|_| rng.range(1.0, 2.0)).collect();
+        for (i, x) in layer.x.iter_mut().enumerate() {
+            let d = spread[i % c];
+            *x = T::from_f64(if i / c % 2 == 0 { d } else { -d });
         }
         let oracle = Oracle::batch(&layer);
         sweep::<T>(|_| oracle.check_statistics(&layer.forward(0).saved));
@@ -117,5 +155,7 @@ fn running_statistics_agree_with_the_reference<T: Element>() {
 in_both_types!(
     statistics_survive_a_large_mean,
     an_outlier_in_front_of_a_short_batch,
+    a_step_behind_the_first_values,
+    equal_squares_are_summed_in_short_chains,
     running_statistics_agree_with_the_reference,
 );
