@@ -103,7 +103,7 @@ impl Fused<'_> {
     /// Variables at which nothing comes near the kink: a step of differences moves z by less than 1e-2.
     fn variables(&self, seed: u64) -> Vec<f64> {
         let plain = Fused { activation: Activation::Identity, ..*self };
-        (0..)
+        (0..100_000)
             .map(|attempt| normals(&mut Rng::new(seed + attempt, "fused"), self.n * self.c + 2 * self.c))
             .find(|variables| {
                 let mut z = vec![0.0; self.n * self.c];

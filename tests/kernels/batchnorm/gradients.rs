@@ -48,7 +48,7 @@ fn with_edges<T: Element>(mut layer: Layer<T>) -> Layer<T> {
         *x = T::from_f64(0.3);
     }
     if let Some(beta) = &mut layer.beta {
-        beta[0] = if layer.c % 2 == 0 { -T::ZERO } else { T::ZERO };
+        beta[0] = if layer.c.is_multiple_of(2) { -T::ZERO } else { T::ZERO };
     }
     *layer.x.last_mut().unwrap() = T::from_f64(f64::NAN);
     layer

@@ -97,7 +97,7 @@ fn offsets_do_not_change_bits<T: Element>() {
 
 /// Nothing is shared between calls: some at once give what one gives.
 fn calls_at_once_do_not_meet<T: Element>() {
-    let layers: Vec<_> = (0..4).map(|i| Layer::<T>::new(i, 300, 9, 7).inner([1, 3, 20, 1][i as usize])).collect();
+    let layers: Vec<_> = [1, 3, 20, 1].map(|l| Layer::<T>::new(l as u64, 300, 9, 7).inner(l)).into();
     sweep::<T>(|isa| {
         let alone: Vec<_> = layers.iter().map(|layer| everything(layer, 0)).collect();
         std::thread::scope(|scope| {

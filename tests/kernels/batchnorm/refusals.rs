@@ -66,7 +66,7 @@ fn lengths_that_disagree_are_refused<T: Element>() {
     let forward = |lengths: [usize; 6], (channels, inner): (usize, usize)| {
         let [mut y, mut saved, mut scratch] =
             [lengths[1], lengths[2], lengths[3]].map(|len| Guarded::<T>::unwritten(len, 0));
-        let parameter = vec![T::ONE; 5];
+        let parameter = [T::ONE; 5];
         let (gamma, beta) = (Some(&parameter[..lengths[4]]), Some(&parameter[..lengths[5]]));
         let norm = BatchNorm { channels, inner, gamma, beta, ..layer.norm() };
         let x = vec![T::ONE; lengths[0]];
