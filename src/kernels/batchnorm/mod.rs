@@ -82,14 +82,17 @@
 //! `|var error| <= 32 u var + 4 u^2 mean^2`, `|mean error| <= 8 u sigma + 2^-47 |mean|` (a mean is kept in two parts of the element
 //! type). The chains alone allow 32 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or
 //! infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any number of threads and on
-//! every fused instruction set. A constant channel is exact. A channel that was done again in f64 has the error of Welford's
-//! recurrence there, about `n 2^-53` relative. The backward pass has no such second try: its sums overflow where `dy (x - mean)` over
-//! 1024 rows does.
+//! every fused instruction set. A constant channel is exact (where beta is -0, y is +0). A channel that was done again in f64 has the
+//! error of Welford's recurrence there, about `n 2^-53 kappa` relative, kappa that of its data. The backward pass has no such second
+//! try: its sums overflow where `dy (x - mean)` over 1024 rows does.
 //!
 //! # Cost
 //!
 //! With V the bytes of one tensor: forward 2V read and 1V written, backward 4V read and 1V written; fewer where a block stays in
 //! the cache. Statistics take 3 operations an element, the backward sums 5 with ReLU.
+//!
+//! Rows that are wide or far are read four at a time, others in tiles of 16: fewer places at once; sums go over the leaves
+//! backwards, so that what a pass reads last is near when the next one begins with it.
 //!
 //! An output is written past the caches where a tensor is more than a quarter of the last one: it would be gone before it is read again,
 //! and its lines need not be read to be written; rows that are no whole lines are not. From an eighth on, what lies ahead is asked for,
