@@ -3,8 +3,9 @@
 //! One shape covers every layout: `[n, c]` and images with channels innermost (NHWC) have l = 1 and a row for each pixel, images with
 //! whole planes (NCHW) have l = h w. A channel has m = n l values.
 //!
-//! Arguments are checked here. What follows what is in `pass`: `statistics` and `apply` forward, the two halves of `gradient` backward,
-//! made of `sums`, which read, and of `map`, which writes. `shape` is how a tensor is walked through, `saved` what stays of a channel.
+//! Arguments are checked here. What follows is in `pass`: `statistics` and `apply` forward; `backward`, with `gradient` for an element.
+//! They are made of `sums`, which read, and of `map`, which writes. `shape` is how a tensor is walked through, `saved` what stays of a
+//! channel.
 //!
 //! # Forward
 //!
@@ -105,6 +106,7 @@
 //! one-pass form; Schubert and Gertz, SSDBM 2018, for the blocked and merged form.
 
 mod apply;
+mod backward;
 mod gradient;
 mod map;
 mod pass;
@@ -122,7 +124,7 @@ use crate::simd::{Element, Isa};
 
 pub use saved::Saved;
 
-use gradient::Flow;
+use backward::Flow;
 use pass::{Pass, ROWS_OF_CONSTANTS, Run};
 use saved::{ROWS_OF_SAVED, SaveGiven};
 use shape::{Shape, Walk};

@@ -1,14 +1,15 @@
 //! The passes over a tensor: which way it is walked through, and what follows what.
 
 use super::apply::{self, Given};
-use super::gradient::{self, Finish, Flow, Path, Slopes};
+use super::backward::{self, Finish, Flow};
+use super::gradient::{Path, Slopes};
 use super::saved::Constants;
 use super::shape::{Grid, Shape, Walk};
 use super::{BatchNorm, Saved, Statistics, statistics};
 use crate::simd::{Element, Isa, PerElement};
 
 /// Constants of a column: mean, a and b, and what the second pass backward needs.
-pub(super) const ROWS_OF_CONSTANTS: usize = 3 + gradient::ROWS_OF_SLOPES;
+pub(super) const ROWS_OF_CONSTANTS: usize = 3 + backward::ROWS_OF_SLOPES;
 
 /// A pass over a tensor that has elements.
 pub(super) enum Pass<'a, T> {
@@ -88,7 +89,7 @@ impl<T: Element> Pass<'_, T> {
                 let saved = Saved::new(saved, norm.channels);
                 match walk {
                     Walk::Planes(planes) => {
-                        gradient::by_planes(&norm, statistics, planes, x, flow, &saved, parameters, scratch);
+                        backward::by_planes(&norm, statistics, planes, x, flow, &saved, parameters, scratch);
                     }
                     Walk::Rows(grid) => {
                         let count = shape.count();
@@ -125,14 +126,14 @@ fn backward_rows<T: Element>(
     (dgamma, dbeta): (Option<&mut [T]>, Option<&mut [T]>),
     scratch: &mut [T],
 ) {
-    let (partial, columns) = scratch.split_at_mut(gradient::ROWS_OF_LEAF * grid.leaves() * grid.cols);
+    let (partial, columns) = scratch.split_at_mut(backward::ROWS_OF_LEAF * grid.leaves() * grid.cols);
     let (of_forward, of_slopes) = columns.split_at_mut(3 * grid.cols);
     let of_channels = saved.constants();
     let [mean, a, b] = spread(grid, 0, [of_channels.mean, of_channels.a, of_channels.b], &mut *of_forward);
     let constants = Constants { mean, a, b };
     let sums_wanted = dgamma.is_some() || dbeta.is_some() || statistics == Statistics::Batch;
     if sums_wanted {
-        gradient::sums_by_rows(x, flow.dy(), grid, constants, norm.activation, partial);
+        backward::sums_by_rows(x, flow.dy(), grid, constants, norm.activation, partial);
     }
     let slopes_wanted = statistics == Statistics::Batch && !matches!(flow, Flow::Apart { dx: None, .. });
     let slopes = slopes_wanted.then_some(&mut *of_slopes);
@@ -156,7 +157,7 @@ fn backward_rows<T: Element>(
         Statistics::Batch => Path::Direct(slopes),
     };
     let [mean, a, b] = spread(grid, offset, [of_channels.mean, of_channels.a, of_channels.b], of_forward);
-    gradient::input_by_rows(x, dy, dx, (grid, offset), Constants { mean, a, b }, path, norm.activation);
+    backward::input_by_rows(x, dy, dx, (grid, offset), Constants { mean, a, b }, path, norm.activation);
 }
 
 /// Rows of numbers for channels, as rows for the columns of a grid from `offset` on, the first `offset` of them last: in `scratch`, a row

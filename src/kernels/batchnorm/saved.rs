@@ -11,7 +11,7 @@ pub(super) const ROWS_OF_SAVED: usize = 8;
 /// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a, T> {
-    pub(super) rows: [&'a [T]; 8],
+    pub(super) rows: [&'a [T]; ROWS_OF_SAVED],
 }
 
 impl<'a, T: Element> Saved<'a, T> {
@@ -21,7 +21,7 @@ impl<'a, T: Element> Saved<'a, T> {
     /// If the slice does not have [`saved_len`] elements.
     pub fn new(saved: &'a [T], channels: usize) -> Self {
         assert_eq!(saved.len(), saved_len(channels), "batchnorm: saved for {channels} channels");
-        let mut rows: [&[T]; 8] = [&[]; 8];
+        let mut rows: [&[T]; ROWS_OF_SAVED] = [&[]; ROWS_OF_SAVED];
         if channels > 0 {
             for (row, part) in rows.iter_mut().zip(saved.chunks_exact(channels)) {
                 *row = part;
