@@ -140,6 +140,11 @@ impl Grid {
         (0..cols).step_by(c * l).flat_map(move |image| image + channel * l..image + (channel + 1) * l)
     }
 
+    /// The values of a channel, row by row.
+    pub(super) fn values_of<T: Copy>(self, x: &[T], channel: usize) -> impl Iterator<Item = T> {
+        x.chunks(self.cols).flat_map(move |row| self.columns_of(channel, row.len()).map(move |j| row[j]))
+    }
+
     /// Values of a channel in a leaf.
     #[inline(always)]
     pub(super) fn values(self, leaf: Leaf) -> usize {

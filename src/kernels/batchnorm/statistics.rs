@@ -34,7 +34,7 @@ pub(super) fn by_rows<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], grid: Grid, 
     }
     for channel in 0..norm.channels {
         if Saved::new(saved, norm.channels).var(channel).is_nan() {
-            let values = || (0..x.len()).filter(|i| grid.channel(i % grid.cols) == channel).map(|i| x[i].to_f64());
+            let values = || grid.values_of(x, channel).map(T::to_f64);
             norm.save(channel, repair(values, norm.eps), saved);
         }
     }
@@ -330,9 +330,12 @@ fn first_mean<V: Lanes>(x: Rows<'_, V::Elem>, rows: usize, mean: &mut [V::Elem])
 /// Moments of a channel whose squares overflowed: again in f64, scaled by a power of two so that they do not.
 #[cold]
 fn repair<I: Iterator<Item = f64>>(values: impl Fn() -> I, eps: f64) -> Moments {
-    let largest = values().fold(0.0, |best: f64, v| if v.is_nan() { v } else { best.max(v.abs()) });
-    if !largest.is_finite() || values().any(|v| !v.is_finite()) {
-        return Moments { mean: f64::NAN, var: f64::NAN, rstd: f64::NAN };
+    let mut largest = 0.0f64;
+    for v in values() {
+        if !v.is_finite() {
+            return Moments { mean: f64::NAN, var: f64::NAN, rstd: f64::NAN };
+        }
+        largest = largest.max(v.abs());
     }
     // 2^-520 brings the largest f64 below 2^504; its square times any count stays finite, and spread below 2^-520 of it is lost
     // to rounding anyway. f32 data need no scale.
