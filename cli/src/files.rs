@@ -39,6 +39,16 @@ pub(crate) fn check(path: &Path) -> io::Result<()> {
     fs::File::create(&part).and_then(|_| fs::remove_file(&part))
 }
 
+/// Whether two paths lead to one file, there already or not yet. Of streams that is not asked: writing to one twice loses nothing.
+pub(crate) fn are_one(a: &Path, b: &Path) -> bool {
+    let file = |path: &Path| {
+        let Ok(Destination::File(path)) = destination(path) else { return None };
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((fs::canonicalize(folder).ok()?, path.file_name()?.to_os_string()))
+    };
+    file(a).is_some_and(|one| file(b) == Some(one))
+}
+
 /// What a path leads to.
 enum Destination {
     /// A file that is there or will be, links followed.
@@ -84,6 +94,25 @@ mod tests {
         replace(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn one_file_is_known_by_any_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("below")).unwrap();
+        for link in ["first", "second"] {
+            std::os::unix::fs::symlink("target", path(link)).unwrap();
+        }
+        for _ in 0..2 {
+            for other in ["target", "./target", "below/../target", "first", "second"] {
+                assert!(are_one(&path("target"), &path(other)), "{other}");
+            }
+            assert!(!are_one(&path("target"), &path("below/target")) && !are_one(&path("target"), &path("other")));
+            fs::write(path("target"), "there").unwrap();
+        }
+        assert!(!are_one(Path::new("/dev/null"), Path::new("/dev/null")));
     }
 
     #[cfg(unix)]

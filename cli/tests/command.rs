@@ -492,6 +492,7 @@ fn a_bench_refuses_what_it_cannot_do_before_it_measures() {
     norm(&["--plot", &path("plot.pdf")], 2, &["plot.pdf", ".svg or .png"]);
     norm(&["--csv", "-"], 2, &["--csv", "--json -"]);
     norm(&["--csv", &path("one"), "--json", &path("one")], 2, &["--csv", "another file than --json's"]);
+    norm(&["--csv", &path("./one"), "--json", &path("one")], 2, &["--csv", "another file than --json's"]);
     norm(&["--csv", &path("one.svg"), "--plot", &path("one.svg")], 2, &["--plot", "another file than --csv's"]);
     let info = run(&["info", "--format", "json"]);
     let available = serde_json::from_slice::<serde_json::Value>(&info.stdout).unwrap()["isa_available"].to_string();

@@ -58,7 +58,7 @@ pub(super) fn run<C: Course>(
     options: &Timing,
 ) -> Result<(), Failure> {
     let plot = options.plot.as_deref().map(|path| Ok::<_, Failure>((path, picture(path)?))).transpose()?;
-    let mut results = Results::begin(&options.measure, options.plot.as_deref())?;
+    let mut results = Results::begin(&options.measure, options.plot.as_deref(), options.peers.as_deref())?;
     let term = Term::detect(options.measure.quiet);
     let effort = if options.measure.once { Effort { seconds: 0.0, rounds: 1 } } else { EFFORT };
     let progress = term.progress((jobs.len() * budgets.len()) as u64);

@@ -51,21 +51,24 @@ struct Results {
 }
 
 impl Results {
-    /// Refuses a file that cannot be written, a picture among them, before anything is measured.
-    fn begin(options: &Measure, plot: Option<&Path>) -> Result<Results, Failure> {
+    /// Refuses a file that cannot be written, a picture among them, or that is needed for something else, as `peers` to read from,
+    /// before anything is measured.
+    fn begin(options: &Measure, plot: Option<&Path>, peers: Option<&Path>) -> Result<Results, Failure> {
         let (json, csv) = (options.json.as_deref(), options.csv.as_deref());
         let file = json.filter(|path| *path != Path::new("-"));
         let refused = |option: &str, path: &Path, expected: String| {
             let (what, value) = (option.to_string(), path.display().to_string());
             Err(Error::Invalid { what, value, expected }.into())
         };
-        let wanted = [("--json", file), ("--csv", csv), ("--plot", plot)];
-        for (i, &(option, path)) in wanted.iter().enumerate() {
+        let wanted = [("--peers", peers), ("--json", file), ("--csv", csv), ("--plot", plot)];
+        for (i, &(option, path)) in wanted.iter().enumerate().skip(1) {
             let Some(path) = path else { continue };
             if path == Path::new("-") {
                 return refused(option, path, "a file; standard output takes JSON lines, with --json -".to_string());
             }
-            if let Some((other, _)) = wanted[..i].iter().find(|(_, taken)| *taken == Some(path)) {
+            if let Some((other, _)) =
+                wanted[..i].iter().find(|(_, taken)| taken.is_some_and(|t| files::are_one(t, path)))
+            {
                 return refused(option, path, format!("another file than {other}'s"));
             }
             files::check(path).map_err(Failure::write_named_by(option, path))?;

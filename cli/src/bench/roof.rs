@@ -28,7 +28,7 @@ const MOST: usize = 2048 * MIB;
 pub(crate) fn run(options: &Roof) -> Result<(), Failure> {
     let all = [1, machine::available_threads()];
     let budgets = budgets(if options.threads.is_empty() { &all } else { &options.threads })?;
-    let mut results = Results::begin(&options.measure, None)?;
+    let mut results = Results::begin(&options.measure, None, None)?;
     let term = Term::detect(options.measure.quiet);
     let effort = if options.measure.once { Effort { seconds: 0.0, rounds: 1 } } else { EFFORT };
     let progress = term.progress(budgets.len() as u64);
