@@ -11,7 +11,7 @@ use crate::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
 /// PyTorch's options, with its names and defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNormOptions {
-    /// Added to the variance, inside the root. Default 1e-5.
+    /// Added to the variance, inside the root. Default 1e-5. Training needs more than 0; with 0 only running statistics can be used.
     pub eps: f64,
     /// Weight of a batch in the running statistics; `None` for their cumulative average. Default 0.1. Any number is taken, as
     /// PyTorch does.
