@@ -2,12 +2,12 @@
 
 use super::map::{self, Map, Values};
 use super::saved::{Constants, ROWS_OF_SAVED};
-use super::shape::{Grid, Planes, Reach};
+use super::shape::{Grid, Planes, Reach, Shape};
 use super::sums::PerColumn;
-use super::{BatchNorm, ROWS, statistics};
+use super::{BatchNorm, ROWS, Saved, statistics};
 use crate::kernels::Activation;
 use crate::parallel::{self, Blocks, BlocksMut, Cost, Split};
-use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
+use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows};
 
 /// `y = fma(x - mean_hi, a, b)`, and ReLU.
 #[derive(Clone, Copy)]
@@ -54,19 +54,35 @@ pub(super) fn by_rows<T: Element>(
     let (head, y) = y.split_at_mut(offset);
     if offset > 0 {
         let (x, constants) = (x.map(|x| &x[..offset]), constants.last(offset));
-        isa.run(ApplyRows { x, y: head, cols: offset, constants, activation, reach: Reach::Near });
+        apply(isa, x, head, offset, constants, activation, Reach::Near);
     }
     let tasks = y.len().div_ceil(block);
     let work = (x.map(|x| Blocks { data: &x[offset..], block }), BlocksMut { data: y, block });
     parallel::for_each(tasks, cost, work, |_, (x, y)| {
-        isa.run(ApplyRows { x: x.map(|x| x.data), y: y.data, cols, constants, activation, reach });
+        apply(isa, x.map(|x| x.data), y.data, cols, constants, activation, reach);
     });
 }
 
-struct ApplyRows<'a, T> {
-    x: Option<&'a [T]>,
-    y: &'a mut [T],
+/// Rows of `cols`, and what is left.
+fn apply<T: Element>(
+    isa: Isa,
+    x: Option<&[T]>,
+    y: &mut [T],
     cols: usize,
+    constants: Constants<&[T]>,
+    activation: Activation,
+    reach: Reach,
+) {
+    for (start, rows, cols) in parts(y.len(), cols) {
+        let x = x.map(|x| Rows::new(&x[start..], rows, cols, cols));
+        let y = CellsMut::new(&mut y[start..], (rows, cols), (cols, 1));
+        isa.run(ApplyRows { x, y, constants, activation, reach });
+    }
+}
+
+struct ApplyRows<'a, T> {
+    x: Option<Rows<'a, T>>,
+    y: CellsMut<'a, T>,
     constants: Constants<&'a [T]>,
     activation: Activation,
     reach: Reach,
@@ -77,14 +93,10 @@ impl<T: Element> Kernel<T> for ApplyRows<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        for (start, rows, cols) in parts(self.y.len(), self.cols) {
-            let to = RowsMut::new(&mut self.y[start..], rows, cols, cols);
-            let from = self.x.map(|x| Rows::new(&x[start..], rows, cols, cols));
-            let c = self.constants.upto(cols);
-            match self.activation {
-                Activation::Identity => map::write::<V, _, true>(Normalise::<_, false>(c), from, to, self.reach),
-                Activation::Relu => map::write::<V, _, true>(Normalise::<_, true>(c), from, to, self.reach),
-            }
+        let (c, to) = (self.constants.upto(self.y.cols()), self.y.into_rows());
+        match self.activation {
+            Activation::Identity => map::write::<V, _>(Normalise::<_, false>(c), None, self.x, to, self.reach),
+            Activation::Relu => map::write::<V, _>(Normalise::<_, true>(c), None, self.x, to, self.reach),
         }
     }
 }
@@ -111,7 +123,7 @@ pub(super) enum Given<'a, T> {
     Constants(Constants<&'a [T]>),
 }
 
-/// Normalises planes, channel by channel; without `x` over `y`, if the statistics are given.
+/// Normalises planes, some channels after the other; without `x` over `y`, if the statistics are given.
 pub(super) fn by_planes<T: Element>(
     norm: &BatchNorm<'_, T>,
     x: Option<&[T]>,
@@ -120,41 +132,39 @@ pub(super) fn by_planes<T: Element>(
     given: Given<'_, T>,
 ) {
     let isa = Isa::current();
-    let (n, c, l) = (planes.shape.n, planes.shape.c, planes.shape.l);
+    let (Shape { n, c, l }, width) = (planes.shape, planes.channels);
     let cost = Cost { flops: 6 * y.len(), bytes: 3 * size_of_val(y) };
-    let y = Channels { cells: CellsMut::new(y, (n, c * l), (c * l, 1)), width: l };
+    let y = Channels { cells: CellsMut::new(y, (n, c * l), (c * l, 1)), width: width * l };
     let (constants, own) = match given {
         Given::Constants(constants) => (Some(constants), None),
         Given::Nothing { saved, scratch } => {
-            let saved = Channels { cells: CellsMut::new(saved, (ROWS_OF_SAVED, c), (c, 1)), width: 1 };
+            let saved = Channels { cells: CellsMut::new(saved, (ROWS_OF_SAVED, c), (c, 1)), width };
             let slot = statistics::PARTS_OF_LEAF * planes.leaf_count();
-            (None, Some((saved, BlocksMut { data: &mut scratch[..c * slot], block: slot })))
+            (None, Some((saved, BlocksMut { data: &mut scratch[..c * slot], block: width * slot })))
         }
     };
-    let (images, activation, reach) = (planes.images_of_task(), norm.activation, planes.reach);
-    parallel::for_each(c, cost, (y, own), |channel, (y, own)| {
-        let x = x.map(|x| &x[channel * l..]);
-        let constants = match (constants, x, own) {
-            (Some(constants), _, _) => constants.of(channel),
-            (None, Some(x), Some((mut saved, parts))) => {
-                let moments = statistics::of_channel(isa, x, planes, norm.eps, parts.data);
-                let all = norm.constants(channel, moments);
-                for (row, value) in all.into_iter().enumerate() {
-                    *saved.cells.at(row, 0) = value;
-                }
-                Constants { mean: all[0], a: all[2], b: all[3] }
+    let tasks = c.div_ceil(width);
+    parallel::for_each(tasks, cost, (y, own), |i, (y, mut own)| {
+        let (first, channels) = (i * width, y.cells.cols() / l);
+        let x = x.map(|x| &x[first * l..]);
+        let constants = match (constants, x, &mut own) {
+            (Some(constants), _, _) => constants.part(first, channels),
+            (None, Some(x), Some((saved, scratch))) => {
+                statistics::of_planes(isa, &norm.part(first, channels), x, planes, &mut saved.cells, scratch.data);
+                Saved::of(saved.cells.read()).constants()
             }
             _ => unreachable!("a batch's own statistics are not taken in place"),
         };
-        let cost = Cost { flops: cost.flops / c, bytes: cost.bytes / c };
+        let cost = Cost { flops: cost.flops / tasks, bytes: cost.bytes / tasks };
+        let (images, activation, reach) = (planes.images_of_task(channels), norm.activation, planes.reach);
         parallel::for_each(n.div_ceil(images), cost, Images { cells: y.cells, images }, |i, y| {
-            let x = x.map(|x| planes.channel(x).block((i * images, y.cells.rows()), (0, l)));
-            isa.run(ApplyPlanes { x, y: y.cells, constants, activation, reach });
+            let x = x.map(|x| planes.rows(x, channels).block((i * images, y.cells.rows()), (0, channels * l)));
+            isa.run(ApplyPlanes { x, y: y.cells, pitch: l, constants, activation, reach });
         });
     });
 }
 
-/// One channel, a plane a row, in blocks of some images.
+/// Some channels, an image a row, in blocks of some images.
 pub(super) struct Images<'a, T> {
     pub(super) cells: CellsMut<'a, T>,
     pub(super) images: usize,
@@ -170,7 +180,9 @@ impl<T: Element> Split for Images<'_, T> {
 struct ApplyPlanes<'a, T> {
     x: Option<Rows<'a, T>>,
     y: CellsMut<'a, T>,
-    constants: Constants<T>,
+    /// Values of a plane.
+    pitch: usize,
+    constants: Constants<&'a [T]>,
     activation: Activation,
     reach: Reach,
 }
@@ -180,10 +192,11 @@ impl<T: Element> Kernel<T> for ApplyPlanes<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let (c, to) = (self.constants.same(), self.y.into_rows());
+        let (c, to) = (self.constants.per_plane(self.pitch), self.y.into_rows());
+        let pitch = Some(self.pitch);
         match self.activation {
-            Activation::Identity => map::write::<V, _, false>(Normalise::<_, false>(c), self.x, to, self.reach),
-            Activation::Relu => map::write::<V, _, false>(Normalise::<_, true>(c), self.x, to, self.reach),
+            Activation::Identity => map::write::<V, _>(Normalise::<_, false>(c), pitch, self.x, to, self.reach),
+            Activation::Relu => map::write::<V, _>(Normalise::<_, true>(c), pitch, self.x, to, self.reach),
         }
     }
 }

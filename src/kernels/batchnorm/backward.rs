@@ -3,17 +3,22 @@
 use super::apply::{Channels, Images, parts};
 use super::gradient::{Data, Path, Slopes, Sums, Upstream};
 use super::saved::Constants;
-use super::shape::{Grid, Leaf, Planes, Reach, narrow, widen};
+use super::shape::{Grid, Leaf, Planes, Reach, Runs, Shape, narrow, spread, widen};
 use super::sums;
-use super::{ABREAST, BatchNorm, ROWS, Saved, Statistics};
+use super::{ABREAST, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
 use crate::parallel::{self, Blocks, BlocksMut, Cost};
 use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
 
 /// Rows of scratch for each leaf of a grid: both sums, and work space.
-pub(super) const ROWS_OF_LEAF: usize = sums::ROWS_OF_SUMS;
+const ROWS_OF_LEAF: usize = sums::ROWS_OF_SUMS;
 /// Numbers that pass 2 needs of a column besides mean, a and b.
-pub(super) const ROWS_OF_SLOPES: usize = 4;
+const ROWS_OF_SLOPES: usize = 4;
+
+/// Numbers of a column that the forward pass left: mean, a and b.
+const ROWS_OF_FORWARD: usize = 3;
+/// Numbers of a column in all.
+pub(super) const ROWS_OF_CONSTANTS: usize = ROWS_OF_FORWARD + ROWS_OF_SLOPES;
 
 /// Where the upstream gradient is, and where the input gradient goes.
 pub(super) enum Flow<'a, T> {
@@ -31,8 +36,69 @@ impl<T> Flow<'_, T> {
     }
 }
 
+/// What a backward step is told besides its data.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    pub(super) activation: Activation,
+    pub(super) statistics: Statistics,
+    /// Values of a channel.
+    pub(super) count: usize,
+}
+
+/// Both passes by rows.
+pub(super) fn by_rows<T: Element>(
+    step: Step,
+    grid: Grid,
+    x: &[T],
+    flow: Flow<'_, T>,
+    saved: &Saved<'_, T>,
+    (dgamma, dbeta): (Option<&mut [T]>, Option<&mut [T]>),
+    scratch: &mut [T],
+) {
+    let isa = Isa::current();
+    let (partial, columns) = scratch.split_at_mut(ROWS_OF_LEAF * grid.leaves() * grid.cols);
+    let (of_forward, of_slopes) = columns.split_at_mut(ROWS_OF_FORWARD * grid.cols);
+    let Constants { mean, a, b } = saved.constants();
+    let (offset, has_input) = match &flow {
+        Flow::Apart { dx: None, .. } => (0, false),
+        Flow::Apart { dx: Some(dx), .. } | Flow::InPlace(dx) => (grid.unaligned(dx), true),
+    };
+    let (is_batch, activation) = (step.statistics == Statistics::Batch, step.activation);
+    let mut any_scaled = false;
+    if dgamma.is_some() || dbeta.is_some() || is_batch {
+        let [mean, a, b] = spread(grid, 0, [mean, a, b], &mut *of_forward);
+        sums_by_rows(x, flow.dy(), grid, Constants { mean, a, b }, activation, partial);
+        let slopes = (has_input && is_batch).then(|| RowsMut::new(of_slopes, ROWS_OF_SLOPES, grid.cols, grid.cols));
+        let leaves = Leaves::OfGrid(grid, partial);
+        any_scaled = isa.run(Finish { leaves, count: step.count, saved, dgamma, dbeta, slopes });
+        if offset > 0 {
+            of_slopes.chunks_exact_mut(grid.cols).for_each(|row| row.rotate_left(offset));
+        }
+    }
+    let (dy, dx) = match flow {
+        Flow::Apart { dx: None, .. } => return,
+        Flow::Apart { dy, dx: Some(dx) } => (Some(dy), dx),
+        Flow::InPlace(dx) => (None, dx),
+    };
+    let row = |row: usize| &of_slopes[row * grid.cols..][..grid.cols];
+    let slopes = Slopes { first: row(0), second: row(1), is_scaled: row(2), rstd: row(3) };
+    let path = step.path(slopes, any_scaled);
+    let [mean, a, b] = spread(grid, offset, [mean, a, b], of_forward);
+    input_by_rows(x, dy, dx, (grid, offset), Constants { mean, a, b }, path, activation);
+}
+
+impl Step {
+    fn path<P>(self, slopes: Slopes<P>, any_scaled: bool) -> Path<P> {
+        match self.statistics {
+            Statistics::Frozen => Path::Frozen,
+            Statistics::Batch if any_scaled => Path::Scaled(slopes),
+            Statistics::Batch => Path::Direct(slopes),
+        }
+    }
+}
+
 /// Pass 1 by rows: for each leaf [`ROWS_OF_LEAF`] rows in `partial`.
-pub(super) fn sums_by_rows<T: Element>(
+fn sums_by_rows<T: Element>(
     x: &[T],
     dy: &[T],
     grid: Grid,
@@ -45,24 +111,64 @@ pub(super) fn sums_by_rows<T: Element>(
     let work = BlocksMut { data: partial, block: ROWS_OF_LEAF * grid.cols };
     parallel::for_each_backwards(grid.leaves(), cost, work, |i, partial| {
         let leaf = grid.leaf(i);
-        let (x, dy) = (&x[leaf.start..], &dy[leaf.start..]);
-        isa.run(LeafSums { x, dy, leaf, reach: grid.reach, constants, activation, partial: partial.data });
+        let rows = |data| Rows::new(data, leaf.rows, leaf.cols, leaf.cols);
+        let (x, dy, reach) = (rows(&x[leaf.start..]), rows(&dy[leaf.start..]), grid.reach);
+        isa.run(LeafSums { x, dy, leaf, reach, constants, activation, partial: partial.data });
     });
 }
 
-/// What [`sums_by_rows`] left, as the gradients of gamma and beta and as what pass 2 needs of each column.
-pub(super) struct Finish<'a, 'b, T> {
-    pub(super) grid: Grid,
-    /// Columns that come last in the slopes.
-    pub(super) offset: usize,
+/// What is known of leaves.
+#[derive(Clone, Copy)]
+enum Leaves<'a, T> {
+    /// [`ROWS_OF_LEAF`] rows of a grid's columns for each.
+    OfGrid(Grid, &'a [T]),
+    /// [`PARTS_OF_LEAF`] numbers of each channel for each, side by side for all channels.
+    OfPlanes(Planes, &'a [T]),
+}
+
+impl<T: Element> Leaves<'_, T> {
+    /// Sums of dz and of dz t over all leaves, of some of `all` channels: their first, and how many.
+    #[inline(always)]
+    fn sums<const IS_ABREAST: bool>(self, all: usize, (first, len): (usize, usize)) -> [[f64; ABREAST]; 2] {
+        let mut sums = [[0.0; ABREAST]; 2];
+        match self {
+            Leaves::OfGrid(grid, partial) => {
+                for i in 0..grid.leaves() {
+                    let (leaf, slot) = (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
+                    for (sum, row) in sums.iter_mut().zip(slot.chunks_exact(leaf.cols)) {
+                        let more = grid.all_columns::<T, IS_ABREAST>(row, (first, len));
+                        for k in 0..ABREAST {
+                            sum[k] += more[k];
+                        }
+                    }
+                }
+            }
+            Leaves::OfPlanes(planes, partial) => {
+                let len = if IS_ABREAST { ABREAST } else { len };
+                for slot in partial.chunks_exact(all * PARTS_OF_LEAF).take(planes.leaf_count()) {
+                    let row = |row: usize| widen(&slot[row * all..][..all], first, len);
+                    for (sum, (high, low)) in sums.iter_mut().zip([(row(0), row(1)), (row(2), row(3))]) {
+                        for k in 0..ABREAST {
+                            sum[k] += high[k] + low[k];
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// What the sums of leaves left, as the gradients of gamma and beta and as what pass 2 needs of each column.
+struct Finish<'a, 'b, T> {
+    leaves: Leaves<'a, T>,
     /// Values of a channel.
-    pub(super) count: usize,
-    pub(super) saved: &'a Saved<'b, T>,
-    pub(super) partial: &'a [T],
-    pub(super) dgamma: Option<&'a mut [T]>,
-    pub(super) dbeta: Option<&'a mut [T]>,
-    /// [`ROWS_OF_SLOPES`] rows of the grid's columns, if wanted.
-    pub(super) slopes: Option<&'a mut [T]>,
+    count: usize,
+    saved: &'a Saved<'b, T>,
+    dgamma: Option<&'a mut [T]>,
+    dbeta: Option<&'a mut [T]>,
+    /// [`ROWS_OF_SLOPES`] rows of the columns of a grid or of the channels of planes, if wanted.
+    slopes: Option<RowsMut<'a, T>>,
 }
 
 impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
@@ -76,11 +182,12 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
         let mut any_scaled = false;
         for first in (0..channels).step_by(ABREAST) {
             let channels = (first, ABREAST.min(channels - first));
-            any_scaled |= if finish.grid.is_abreast(channels.1) {
-                finish.abreast::<true>((first, ABREAST))
-            } else {
-                finish.abreast::<false>(channels)
+            let is_abreast = match finish.leaves {
+                Leaves::OfGrid(grid, _) => grid.is_abreast(channels.1),
+                Leaves::OfPlanes(..) => channels.1 == ABREAST,
             };
+            any_scaled |=
+                if is_abreast { finish.abreast::<true>((first, ABREAST)) } else { finish.abreast::<false>(channels) };
         }
         any_scaled
     }
@@ -90,19 +197,9 @@ impl<T: Element> Finish<'_, '_, T> {
     /// For some channels: their first, and how many.
     #[inline(always)]
     fn abreast<const IS_ABREAST: bool>(&mut self, (first, len): (usize, usize)) -> bool {
-        let (grid, offset) = (self.grid, self.offset);
         let of = |row: usize| widen(self.saved.rows[row], first, len);
         let (mean_lo, a, rstd_hi, rstd_lo) = (of(1), of(2), of(4), of(5));
-        let (mut dz, mut dzt) = ([0.0; ABREAST], [0.0; ABREAST]);
-        for i in 0..grid.leaves() {
-            let (leaf, slot) = (grid.leaf(i), &self.partial[i * ROWS_OF_LEAF * grid.cols..]);
-            let leaf_dz = grid.all_columns::<T, IS_ABREAST>(&slot[..leaf.cols], (first, len));
-            let leaf_dzt = grid.all_columns::<T, IS_ABREAST>(&slot[leaf.cols..][..leaf.cols], (first, len));
-            for k in 0..ABREAST {
-                dz[k] += leaf_dz[k];
-                dzt[k] += leaf_dzt[k];
-            }
-        }
+        let [dz, dzt] = self.leaves.sums::<IS_ABREAST>(self.saved.rows[0].len(), (first, len));
         let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SLOPES];
         let (mut of_gamma, mut any_scaled) = ([0.0; ABREAST], false);
         for k in 0..ABREAST {
@@ -126,15 +223,12 @@ impl<T: Element> Finish<'_, '_, T> {
             narrow(&new, parameter, first, len);
         }
         let Some(slopes) = &mut self.slopes else { return false };
-        for (row, to) in rows.iter().zip(slopes.chunks_exact_mut(grid.cols)) {
-            if IS_ABREAST && offset == 0 {
-                narrow(row, to, first, len);
-                continue;
-            }
-            for k in 0..len {
-                for j in grid.columns_of(first + k, grid.cols) {
-                    to[if j < offset { j + grid.cols - offset } else { j - offset }] = row[k];
+        for (i, row) in rows.iter().enumerate() {
+            match self.leaves {
+                Leaves::OfGrid(grid, _) if !IS_ABREAST => {
+                    grid.fill(first, &row[..len], slopes.slice(i, 0, grid.cols));
                 }
+                _ => narrow(row, slopes.slice(i, first, len), 0, len),
             }
         }
         any_scaled
@@ -142,8 +236,8 @@ impl<T: Element> Finish<'_, '_, T> {
 }
 
 struct LeafSums<'a, T> {
-    x: &'a [T],
-    dy: &'a [T],
+    x: Rows<'a, T>,
+    dy: Rows<'a, T>,
     leaf: Leaf,
     reach: Reach,
     constants: Constants<&'a [T]>,
@@ -157,7 +251,7 @@ impl<T: Element> Kernel<T> for LeafSums<'_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         let Leaf { rows, cols, .. } = self.leaf;
-        let (x, dy) = (Rows::new(self.x, rows, cols, cols), Rows::new(self.dy, rows, cols, cols));
+        let (x, dy) = (self.x, self.dy);
         let (constants, reach, sums) = (self.constants.upto(cols), self.reach, self.partial);
         match self.activation {
             Activation::Identity => {
@@ -172,7 +266,7 @@ impl<T: Element> Kernel<T> for LeafSums<'_, T> {
 
 /// Pass 2 by rows; without `dy` over `dx`. Constants and slopes are those of the columns from `offset` on, as in
 /// [`apply::by_rows`](super::apply::by_rows).
-pub(super) fn input_by_rows<T: Element>(
+fn input_by_rows<T: Element>(
     x: &[T],
     dy: Option<&[T]>,
     dx: &mut [T],
@@ -188,21 +282,37 @@ pub(super) fn input_by_rows<T: Element>(
     if offset > 0 {
         let (x, dy) = (&x[..offset], dy.map(|dy| &dy[..offset]));
         let (constants, path) = (constants.last(offset), path.last(offset));
-        isa.run(InputRows { x, dy, dx: head, cols: offset, constants, path, activation, reach: Reach::Near });
+        input(isa, (x, dy, head), offset, constants, path, activation, Reach::Near);
     }
     let part = |data| Blocks { data, block };
     let work = ((part(&x[offset..]), dy.map(|dy| part(&dy[offset..]))), BlocksMut { data: dx, block });
     parallel::for_each((x.len() - offset).div_ceil(block), cost, work, |_, ((x, dy), dx)| {
-        let (x, dy, dx) = (x.data, dy.map(|dy| dy.data), dx.data);
-        isa.run(InputRows { x, dy, dx, cols, constants, path, activation, reach });
+        input(isa, (x.data, dy.map(|dy| dy.data), dx.data), cols, constants, path, activation, reach);
     });
 }
 
-struct InputRows<'a, T> {
-    x: &'a [T],
-    dy: Option<&'a [T]>,
-    dx: &'a mut [T],
+/// Rows of `cols`, and what is left.
+fn input<T: Element>(
+    isa: Isa,
+    (x, dy, dx): (&[T], Option<&[T]>, &mut [T]),
     cols: usize,
+    constants: Constants<&[T]>,
+    path: Path<&[T]>,
+    activation: Activation,
+    reach: Reach,
+) {
+    for (start, rows, cols) in parts(x.len(), cols) {
+        let view = |data| Rows::new(data, rows, cols, cols);
+        let (x, dy) = (view(&x[start..]), dy.map(|dy| view(&dy[start..])));
+        let dx = CellsMut::new(&mut dx[start..], (rows, cols), (cols, 1));
+        isa.run(InputRows { x, dy, dx, constants, path, activation, reach });
+    }
+}
+
+struct InputRows<'a, T> {
+    x: Rows<'a, T>,
+    dy: Option<Rows<'a, T>>,
+    dx: CellsMut<'a, T>,
     constants: Constants<&'a [T]>,
     path: Path<&'a [T]>,
     activation: Activation,
@@ -214,24 +324,15 @@ impl<T: Element> Kernel<T> for InputRows<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        for (start, rows, cols) in parts(self.x.len(), self.cols) {
-            let view = |data| Rows::new(data, rows, cols, cols);
-            let data = Data {
-                x: view(&self.x[start..]),
-                dy: self.dy.map(|dy| view(&dy[start..])),
-                dx: RowsMut::new(&mut self.dx[start..], rows, cols, cols),
-            };
-            let (constants, path) = (self.constants.upto(cols), self.path.upto(cols));
-            data.write::<V, _, true>(self.reach, constants, path, self.activation);
-        }
+        let InputRows { x, dy, dx, reach, activation, .. } = self;
+        let (constants, path) = (self.constants.upto(dx.cols()), self.path.upto(dx.cols()));
+        Data { x, dy, dx: dx.into_rows() }.write::<V, _>(reach, constants, path, activation);
     }
 }
 
-/// Both passes over planes, channel by channel.
-#[expect(clippy::too_many_arguments, reason = "what a backward pass has")]
+/// Both passes over planes, some channels after the other.
 pub(super) fn by_planes<T: Element>(
-    norm: &BatchNorm<'_, T>,
-    statistics: Statistics,
+    step: Step,
     planes: Planes,
     x: &[T],
     flow: Flow<'_, T>,
@@ -240,109 +341,77 @@ pub(super) fn by_planes<T: Element>(
     scratch: &mut [T],
 ) {
     let isa = Isa::current();
-    let (n, c, l) = (planes.shape.n, planes.shape.c, planes.shape.l);
+    let (Shape { n, c, l }, width) = (planes.shape, planes.channels);
     let cost = Cost { flops: 12 * x.len(), bytes: 5 * size_of_val(x) };
     let (dy, dx) = match flow {
         Flow::Apart { dy, dx } => (Some(dy), dx),
         Flow::InPlace(dx) => (None, Some(dx)),
     };
-    let dx = dx.map(|dx| Channels { cells: CellsMut::new(dx, (n, c * l), (c * l, 1)), width: l });
-    let each = |data| BlocksMut { data, block: 1 };
-    let slot = PARTS_OF_LEAF * planes.leaf_count();
-    let parts = BlocksMut { data: &mut scratch[..c * slot], block: slot };
-    let work = ((dx, parts), (dgamma.map(each), dbeta.map(each)));
-    parallel::for_each(c, cost, work, |channel, ((dx, parts), (dgamma, dbeta))| {
-        let cost = Cost { flops: cost.flops / c, bytes: cost.bytes / c };
-        let channel = Channel { isa, activation: norm.activation, planes, cost, channel, saved };
-        let (x, dy, dx) = (&x[channel.channel * l..], dy.map(|dy| &dy[channel.channel * l..]), dx.map(|dx| dx.cells));
-        let mut path = Path::Frozen;
-        if dgamma.is_some() || dbeta.is_some() || statistics == Statistics::Batch {
-            let sums = channel.sums(x, dy, dx.as_ref(), parts.data);
-            if let Some(dbeta) = dbeta {
-                dbeta.data[0] = T::from_f64(dbeta.data[0].to_f64() + sums.dz);
-            }
-            if let Some(dgamma) = dgamma {
-                dgamma.data[0] = T::from_f64(dgamma.data[0].to_f64() + saved.rstd(channel.channel) * sums.dzt);
-            }
-            if statistics == Statistics::Batch {
-                path = channel.path(sums);
-            }
+    let dx = dx.map(|dx| Channels { cells: CellsMut::new(dx, (n, c * l), (c * l, 1)), width: width * l });
+    let each = |data| BlocksMut { data, block: width };
+    let (leaves, slot) = (planes.leaf_count(), scratch_of_planes(planes));
+    let scratch = BlocksMut { data: &mut scratch[..c * slot], block: width * slot };
+    let work = ((dx, scratch), (dgamma.map(each), dbeta.map(each)));
+    let tasks = c.div_ceil(width);
+    parallel::for_each(tasks, cost, work, |i, ((dx, scratch), (dgamma, dbeta))| {
+        let cost = Cost { flops: cost.flops / tasks, bytes: cost.bytes / tasks };
+        let (first, channels) = (i * width, width.min(c - i * width));
+        let (x, dy) = (&x[first * l..], dy.map(|dy| &dy[first * l..]));
+        let (dx, saved) = (dx.map(|dx| dx.cells), saved.part(first, channels));
+        let (constants, activation, reach) = (saved.constants(), step.activation, planes.reach);
+        let (partial, slopes) = scratch.data.split_at_mut(channels * leaves * PARTS_OF_LEAF);
+        let slopes = &mut slopes[..channels * ROWS_OF_SLOPES];
+        let is_batch = step.statistics == Statistics::Batch;
+        let mut any_scaled = false;
+        if dgamma.is_some() || dbeta.is_some() || is_batch {
+            let work = BlocksMut { data: &mut *partial, block: channels * PARTS_OF_LEAF };
+            parallel::for_each(leaves, cost, work, |i, partial| {
+                let runs = planes.runs(i, channels);
+                let dy = match (dy, &dx) {
+                    (Some(dy), _) => planes.rows(dy, channels),
+                    (None, Some(dx)) => dx.read(),
+                    (None, None) => unreachable!("an upstream gradient is somewhere"),
+                };
+                let (x, dy) = (runs.of(planes.rows(x, channels)), runs.of(dy));
+                isa.run(RunSums { x, dy, runs, reach, constants, activation, partial: partial.data });
+            });
+            let slopes =
+                (dx.is_some() && is_batch).then(|| RowsMut::new(&mut *slopes, ROWS_OF_SLOPES, channels, channels));
+            let (dgamma, dbeta) = (dgamma.map(|d| d.data), dbeta.map(|d| d.data));
+            let leaves = Leaves::OfPlanes(planes, partial);
+            any_scaled = isa.run(Finish { leaves, count: step.count, saved: &saved, dgamma, dbeta, slopes });
         }
-        if let Some(dx) = dx {
-            channel.input(x, dy, dx, path);
-        }
+        let Some(dx) = dx else { return };
+        let row = |row: usize| &slopes[row * channels..][..channels];
+        let slopes = Slopes { first: row(0), second: row(1), is_scaled: row(2), rstd: row(3) };
+        let path = step.path(slopes, any_scaled);
+        let images = planes.images_of_task(channels);
+        parallel::for_each(n.div_ceil(images), cost, Images { cells: dx, images }, |i, dx| {
+            let part = |data| planes.rows(data, channels).block((i * images, dx.cells.rows()), (0, channels * l));
+            let (x, dy) = (part(x), dy.map(part));
+            isa.run(InputPlanes { x, dy, dx: dx.cells, pitch: l, constants, path, activation, reach });
+        });
     });
 }
 
-/// Numbers kept of a leaf of planes: both sums in two parts.
-const PARTS_OF_LEAF: usize = 4;
+/// Numbers kept of a channel in a leaf of planes: both sums in two parts, and their lanes.
+const PARTS_OF_LEAF: usize = 4 + 2 * sums::MOST_LANES;
 
-/// One channel of planes.
-struct Channel<'a, 'b, T> {
-    isa: Isa,
-    activation: Activation,
-    planes: Planes,
-    cost: Cost,
-    channel: usize,
-    saved: &'a Saved<'b, T>,
-}
-
-impl<T: Element> Channel<'_, '_, T> {
-    /// Pass 1: the sums over all leaves. Without `dy`, that is in `dx`.
-    fn sums(&self, x: &[T], dy: Option<&[T]>, dx: Option<&CellsMut<'_, T>>, parts: &mut [T]) -> Sums {
-        let (planes, activation) = (self.planes, self.activation);
-        let constants = self.saved.constants().of(self.channel);
-        let work = BlocksMut { data: &mut *parts, block: PARTS_OF_LEAF };
-        parallel::for_each(planes.leaf_count(), self.cost, work, |i, part| {
-            let runs = planes.runs(i);
-            let dy = match (dy, dx) {
-                (Some(dy), _) => planes.channel(dy),
-                (None, Some(dx)) => dx.read(),
-                (None, None) => unreachable!("an upstream gradient is somewhere"),
-            };
-            let (x, dy, reach) = (runs.of(planes.channel(x)), runs.of(dy), planes.reach);
-            let shape = (runs.count, runs.len);
-            self.isa.run(RunSums { x, dy, shape, reach, constants, activation, part: part.data });
-        });
-        let mut sums = Sums { dz: 0.0, dzt: 0.0 };
-        for part in parts.chunks_exact(PARTS_OF_LEAF).take(planes.leaf_count()) {
-            sums.dz += T::join((part[0], part[1]));
-            sums.dzt += T::join((part[2], part[3]));
-        }
-        sums.dzt -= self.saved.mean_lo()[self.channel].to_f64() * sums.dz;
-        sums
-    }
-
-    /// What pass 2 needs.
-    fn path(&self, sums: Sums) -> Path<T> {
-        let (a, mean_lo) =
-            (self.saved.constants().a[self.channel].to_f64(), self.saved.mean_lo()[self.channel].to_f64());
-        let slopes = Slopes::new((a, mean_lo, self.saved.rstd(self.channel)), self.planes.shape.count(), sums);
-        if slopes.is_scaled == T::ZERO { Path::Direct(slopes) } else { Path::Scaled(slopes) }
-    }
-
-    /// Pass 2.
-    fn input(&self, x: &[T], dy: Option<&[T]>, dx: CellsMut<'_, T>, path: Path<T>) {
-        let (planes, images, activation) = (self.planes, self.planes.images_of_task(), self.activation);
-        let constants = self.saved.constants().of(self.channel);
-        let tasks = planes.shape.n.div_ceil(images);
-        parallel::for_each(tasks, self.cost, Images { cells: dx, images }, |i, dx| {
-            let part = |data| planes.channel(data).block((i * images, dx.cells.rows()), (0, planes.shape.l));
-            let (x, dy, reach) = (part(x), dy.map(part), planes.reach);
-            self.isa.run(InputPlanes { x, dy, dx: dx.cells, constants, path, activation, reach });
-        });
-    }
+/// Elements of scratch for each channel of planes.
+pub(super) fn scratch_of_planes(planes: Planes) -> usize {
+    PARTS_OF_LEAF.saturating_mul(planes.leaf_count()) + ROWS_OF_SLOPES
 }
 
 /// The sums of a leaf of planes.
 struct RunSums<'a, T> {
     x: Rows<'a, T>,
     dy: Rows<'a, T>,
-    shape: (usize, usize),
+    runs: Runs,
     reach: Reach,
-    constants: Constants<T>,
+    constants: Constants<&'a [T]>,
     activation: Activation,
-    part: &'a mut [T],
+    /// [`PARTS_OF_LEAF`] numbers of each channel.
+    partial: &'a mut [T],
 }
 
 impl<T: Element> Kernel<T> for RunSums<'_, T> {
@@ -350,14 +419,24 @@ impl<T: Element> Kernel<T> for RunSums<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let RunSums { x, dy, shape, reach, .. } = self;
-        let constants = self.constants.same();
-        let (dz, dzt) = match self.activation {
-            Activation::Identity => sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, shape, reach),
-            Activation::Relu => sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, shape, reach),
-        };
-        let ((dz, dz_low), (dzt, dzt_low)) = (T::split(dz), T::split(dzt));
-        self.part.copy_from_slice(&[dz, dz_low, dzt, dzt_low]);
+        let RunSums { x, dy, runs, reach, partial, .. } = self;
+        let (c, constants) = (runs.channels, self.constants.per_plane(runs.pitch));
+        let (parts, lanes) = partial.split_at_mut(4 * c);
+        let each = 2 * sums::lanes_of_sum::<T>();
+        let lanes = &mut lanes[..c * each];
+        match self.activation {
+            Activation::Identity => {
+                sums::along::<V, _>(Upstream::<_, _, false> { x, dy, constants }, runs, lanes, reach);
+            }
+            Activation::Relu => sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, runs, lanes, reach),
+        }
+        for (channel, lanes) in lanes.chunks_exact(each).enumerate() {
+            let (dz, dzt) = sums::total(lanes);
+            let ((dz, dz_low), (dzt, dzt_low)) = (T::split(dz), T::split(dzt));
+            for (row, number) in [dz, dz_low, dzt, dzt_low].into_iter().enumerate() {
+                parts[row * c + channel] = number;
+            }
+        }
     }
 }
 
@@ -365,8 +444,10 @@ struct InputPlanes<'a, T> {
     x: Rows<'a, T>,
     dy: Option<Rows<'a, T>>,
     dx: CellsMut<'a, T>,
-    constants: Constants<T>,
-    path: Path<T>,
+    /// Values of a plane.
+    pitch: usize,
+    constants: Constants<&'a [T]>,
+    path: Path<&'a [T]>,
     activation: Activation,
     reach: Reach,
 }
@@ -376,12 +457,8 @@ impl<T: Element> Kernel<T> for InputPlanes<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let InputPlanes { x, dy, dx, reach, activation, .. } = self;
-        let path = match self.path {
-            Path::Frozen => Path::Frozen,
-            Path::Direct(slopes) => Path::Direct(slopes.same()),
-            Path::Scaled(slopes) => Path::Scaled(slopes.same()),
-        };
-        Data { x, dy, dx: dx.into_rows() }.write::<V, _, false>(reach, self.constants.same(), path, activation);
+        let InputPlanes { x, dy, dx, pitch, reach, activation, .. } = self;
+        let (constants, path) = (self.constants.per_plane(pitch), self.path.per_plane(pitch));
+        Data { x, dy, dx: dx.into_rows() }.write::<V, _>(reach, constants, path, activation);
     }
 }

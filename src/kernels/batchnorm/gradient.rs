@@ -3,7 +3,7 @@
 use super::map::{self, Map, Values};
 use super::saved::Constants;
 use super::shape::Reach;
-use super::sums::{PerColumn, Same, Source, Terms};
+use super::sums::{PerColumn, PerPlane, Source, Terms};
 use crate::kernels::Activation;
 use crate::simd::{Element, Lanes, Rows, RowsMut};
 
@@ -96,17 +96,6 @@ impl<P: Copy> Slopes<P> {
 }
 
 impl<T: Element> Slopes<T> {
-    /// The same in every column.
-    #[inline(always)]
-    pub(super) fn same(self) -> Slopes<Same<T>> {
-        Slopes {
-            first: Same(self.first),
-            second: Same(self.second),
-            is_scaled: Same(self.is_scaled),
-            rstd: Same(self.rstd),
-        }
-    }
-
     /// Of a channel of `count` values, with its a, mean_lo and rstd.
     #[inline(always)]
     pub(super) fn new((a, mean_lo, rstd): (f64, f64, f64), count: usize, sums: Sums) -> Self {
@@ -157,8 +146,14 @@ impl<'a, T: Copy> Path<&'a [T]> {
         self.map(|row| &row[..count])
     }
 
+    /// That of channels whose columns lie `pitch` apart.
     #[inline(always)]
-    fn map(self, f: impl Fn(&'a [T]) -> &'a [T]) -> Self {
+    pub(super) fn per_plane(self, pitch: usize) -> Path<PerPlane<'a, T>> {
+        self.map(|numbers| PerPlane { numbers, pitch })
+    }
+
+    #[inline(always)]
+    fn map<P>(self, f: impl Fn(&'a [T]) -> P) -> Path<P> {
         let of = |s: Slopes<&'a [T]>| Slopes {
             first: f(s.first),
             second: f(s.second),
@@ -274,7 +269,7 @@ pub(super) struct Data<'a, T> {
 
 impl<T: Element> Data<'_, T> {
     #[inline(always)]
-    pub(super) fn write<V: Lanes<Elem = T>, P: PerColumn<V>, const DOWN: bool>(
+    pub(super) fn write<V: Lanes<Elem = T>, P: PerColumn<V>>(
         self,
         reach: Reach,
         constants: Constants<P>,
@@ -284,7 +279,10 @@ impl<T: Element> Data<'_, T> {
         let Data { x, dy, dx } = self;
         macro_rules! by {
             ($map:ident<$($flag:literal),+> { $($slopes:ident)? }) => {
-                map::write::<V, _, DOWN>($map::<_, _, $($flag),+> { x, constants, $($slopes)? }, dy, dx, reach)
+                {
+                    let pitch = constants.mean.pitch();
+                    map::write::<V, _>($map::<_, _, $($flag),+> { x, constants, $($slopes)? }, pitch, dy, dx, reach)
+                }
             };
         }
         match (path, activation) {

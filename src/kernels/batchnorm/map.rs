@@ -24,7 +24,7 @@ const AHEAD_IN_ORDER: usize = 2048;
 /// as in order.
 const WIDE: usize = 512;
 
-/// What to ask for at element `j` of a run of `len`: how many runs below this one, and which of its elements. At the end of a run that is
+/// What to ask for at element `j` of a row of `len`: how many rows below this one, and which of its elements. At the end of a row that is
 /// in the next one, which no processor foresees.
 #[inline(always)]
 pub(super) fn ahead(j: usize, len: usize) -> (usize, usize) {
@@ -52,18 +52,19 @@ pub(super) trait Values<V: Lanes> {
     fn pass(&mut self, _len: usize) {}
 }
 
-/// Writes `to` from `from`, or over itself: down columns that have constants of their own, or along rows that share theirs.
+/// Writes `to` from `from`, or over itself: down columns that have constants of their own, or along the `pitch` columns of each channel.
 #[inline(always)]
-pub(super) fn write<V: Lanes, M: Map<V>, const DOWN: bool>(
+pub(super) fn write<V: Lanes, M: Map<V>>(
     map: M,
+    pitch: Option<usize>,
     from: Option<Rows<'_, V::Elem>>,
     to: RowsMut<'_, V::Elem>,
     reach: Reach,
 ) {
     let data = Transfer::new(from, to, reach == Reach::Past);
-    match reach {
-        _ if !DOWN => along::<V, M>(map, data, reach),
-        Reach::Near => down::<V, M, false>(map, data),
+    match (pitch, reach) {
+        (Some(pitch), _) => along::<V, M>(map, pitch, data, reach),
+        (_, Reach::Near) => down::<V, M, false>(map, data),
         _ if data.shape().1 * size_of::<V::Elem>() < WIDE => down::<V, M, true>(map, data),
         _ => in_order::<V, M>(map, data),
     }
@@ -134,42 +135,44 @@ fn in_order<V: Lanes, M: Map<V>>(map: M, mut data: Transfer<'_, V::Elem>) {
     }
 }
 
-/// Run by run.
+/// Channel by channel, and so row by row.
 #[inline(always)]
-fn along<V: Lanes, M: Map<V>>(map: M, mut data: Transfer<'_, V::Elem>, reach: Reach) {
-    let (runs, len) = data.shape();
-    // Lines of a step, at least one.
+fn along<V: Lanes, M: Map<V>>(map: M, pitch: usize, mut data: Transfer<'_, V::Elem>, reach: Reach) {
+    let (rows, cols) = data.shape();
+    // Elements of a line, at least a vector.
     let line = (64 / size_of::<V::Elem>()).max(V::WIDTH);
-    for i in 0..runs {
-        let (mut run, mut values) = (data.run(i), map.block((i, 1), (0, len)));
-        // So that what follows begins with a line.
-        let start = run.unaligned().min(len);
-        part::<V, M>(&mut run, &mut values, start);
-        while run.left() >= 2 * line {
-            if reach >= Reach::Far {
-                for k in 0..2 {
-                    let (below, column) = ahead(len - run.left() + k * line, len);
-                    let column = column.wrapping_sub(len - run.left());
-                    run.prefetch(below, column);
-                    values.prefetch(below, column);
+    for i in 0..rows {
+        for j in (0..cols).step_by(pitch) {
+            let (mut run, mut values) = (data.run(i, j, pitch), map.block((i, 1), (j, pitch)));
+            // So that what follows begins with a line.
+            let start = run.unaligned().min(pitch);
+            part::<V, M>(&mut run, &mut values, start);
+            while run.left() >= 2 * line {
+                if reach >= Reach::Far {
+                    let at = j + pitch - run.left();
+                    for k in 0..2 {
+                        let (below, column) = ahead(at + k * line, cols);
+                        run.prefetch(below, column.wrapping_sub(at));
+                        values.prefetch(below, column.wrapping_sub(at));
+                    }
                 }
+                for k in 0..2 * line / V::WIDTH {
+                    let at = k * V::WIDTH;
+                    let input = run.load::<V>(at, V::WIDTH);
+                    run.store_line(at, values.at(0, at, V::WIDTH, input));
+                }
+                run.pass(2 * line);
+                values.pass(2 * line);
             }
-            for k in 0..2 * line / V::WIDTH {
-                let at = k * V::WIDTH;
-                let input = run.load::<V>(at, V::WIDTH);
-                run.store_line(at, values.at(0, at, V::WIDTH, input));
+            while run.left() >= V::WIDTH {
+                let input = run.load::<V>(0, V::WIDTH);
+                run.store(0, V::WIDTH, values.at(0, 0, V::WIDTH, input));
+                run.pass(V::WIDTH);
+                values.pass(V::WIDTH);
             }
-            run.pass(2 * line);
-            values.pass(2 * line);
+            let rest = run.left();
+            part::<V, M>(&mut run, &mut values, rest);
         }
-        while run.left() >= V::WIDTH {
-            let input = run.load::<V>(0, V::WIDTH);
-            run.store(0, V::WIDTH, values.at(0, 0, V::WIDTH, input));
-            run.pass(V::WIDTH);
-            values.pass(V::WIDTH);
-        }
-        let rest = run.left();
-        part::<V, M>(&mut run, &mut values, rest);
     }
 }
 

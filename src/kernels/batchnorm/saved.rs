@@ -1,12 +1,14 @@
 //! What a forward pass saves of each channel, and how it is read again.
 
 use super::shape::{narrow, widen};
-use super::sums::{PerColumn, Same};
+use super::sums::{PerColumn, PerPlane};
 use super::{ABREAST, BatchNorm, saved_len};
-use crate::simd::{Element, Kernel, Lanes};
+use crate::simd::{CellsMut, Element, Kernel, Lanes, Rows, RowsMut};
 
 /// Numbers saved of a channel.
 pub(super) const ROWS_OF_SAVED: usize = 8;
+/// The row of the variances.
+pub(super) const ROW_OF_VAR: usize = 6;
 
 /// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +36,14 @@ impl<'a, T: Element> Saved<'a, T> {
         Constants { mean: self.rows[0], a: self.rows[2], b: self.rows[3] }
     }
 
-    pub(super) fn mean_lo(&self) -> &'a [T] {
-        self.rows[1]
+    /// Over some channels' part.
+    pub(super) fn of(part: Rows<'a, T>) -> Self {
+        Saved { rows: std::array::from_fn(|row| part.slice(row, 0, part.cols())) }
+    }
+
+    /// That of some channels.
+    pub(super) fn part(&self, first: usize, len: usize) -> Self {
+        Saved { rows: self.rows.map(|row| &row[first..][..len]) }
     }
 
     /// Mean of a channel.
@@ -50,7 +58,7 @@ impl<'a, T: Element> Saved<'a, T> {
 
     /// Biased variance of a channel; infinite where it does not fit the element type.
     pub fn var(&self, channel: usize) -> f64 {
-        T::join((self.rows[6][channel], self.rows[7][channel]))
+        T::join((self.rows[ROW_OF_VAR][channel], self.rows[ROW_OF_VAR + 1][channel]))
     }
 }
 
@@ -70,11 +78,6 @@ impl<P: Copy> Constants<P> {
     {
         Constants { mean: self.mean.at(j, len), a: self.a.at(j, len), b: self.b.at(j, len) }
     }
-
-    #[inline(always)]
-    pub(super) fn same(self) -> Constants<Same<P>> {
-        Constants { mean: Same(self.mean), a: Same(self.a), b: Same(self.b) }
-    }
 }
 
 impl<'a, T: Copy> Constants<&'a [T]> {
@@ -90,9 +93,17 @@ impl<'a, T: Copy> Constants<&'a [T]> {
         Constants { mean: &self.mean[..count], a: &self.a[..count], b: &self.b[..count] }
     }
 
-    /// Those of one channel.
-    pub(super) fn of(self, channel: usize) -> Constants<T> {
-        Constants { mean: self.mean[channel], a: self.a[channel], b: self.b[channel] }
+    /// Those of some channels.
+    pub(super) fn part(self, first: usize, len: usize) -> Self {
+        let part = |row: &'a [T]| &row[first..][..len];
+        Constants { mean: part(self.mean), a: part(self.a), b: part(self.b) }
+    }
+
+    /// Those of channels whose columns lie `pitch` apart.
+    #[inline(always)]
+    pub(super) fn per_plane(self, pitch: usize) -> Constants<PerPlane<'a, T>> {
+        let of = |numbers| PerPlane { numbers, pitch };
+        Constants { mean: of(self.mean), a: of(self.a), b: of(self.b) }
     }
 }
 
@@ -124,23 +135,29 @@ pub(super) fn rstd(var: f64, eps: f64) -> f64 {
     if sum == 0.0 { 0.0 } else { 1.0 / sum.sqrt() }
 }
 
-impl<T: Element> BatchNorm<'_, T> {
-    /// What is saved of one channel.
-    pub(super) fn constants(&self, channel: usize, moments: Moments) -> [T; ROWS_OF_SAVED] {
-        let gamma = self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64());
-        let beta = self.beta.map_or(0.0, |beta| beta[channel].to_f64());
-        moments.constants(gamma, beta)
+impl<'a, T: Element> BatchNorm<'a, T> {
+    /// That of some channels.
+    pub(super) fn part(&self, first: usize, len: usize) -> Self {
+        let part = |row: &'a [T]| &row[first..][..len];
+        BatchNorm { channels: len, gamma: self.gamma.map(part), beta: self.beta.map(part), ..*self }
     }
 
-    pub(super) fn save(&self, channel: usize, moments: Moments, saved: &mut [T]) {
-        for (row, value) in self.constants(channel, moments).into_iter().enumerate() {
-            saved[row * self.channels + channel] = value;
+    pub(super) fn save(&self, channel: usize, moments: Moments, saved: &mut CellsMut<'_, T>) {
+        let gamma = self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64());
+        let beta = self.beta.map_or(0.0, |beta| beta[channel].to_f64());
+        for (row, value) in moments.constants(gamma, beta).into_iter().enumerate() {
+            *saved.at(row, channel) = value;
         }
     }
 
     /// The same for some channels: their first, and how many.
     #[inline(always)]
-    pub(super) fn save_abreast(&self, (first, len): (usize, usize), moments: &[Moments; ABREAST], saved: &mut [T]) {
+    pub(super) fn save_abreast(
+        &self,
+        (first, len): (usize, usize),
+        moments: &[Moments; ABREAST],
+        saved: &mut RowsMut<'_, T>,
+    ) {
         let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(row, first, len));
         let (gamma, beta) = (of(self.gamma, 1.0), of(self.beta, 0.0));
         let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SAVED];
@@ -150,14 +167,14 @@ impl<T: Element> BatchNorm<'_, T> {
                 rows[row][k] = constants[row];
             }
         }
-        for (row, to) in rows.iter().zip(saved.chunks_exact_mut(self.channels)) {
-            narrow(row, to, first, len);
+        for (i, row) in rows.iter().enumerate() {
+            narrow(row, saved.slice(i, first, len), 0, len);
         }
     }
 
     /// Saves given statistics of some channels: their first, and how many.
     #[inline(always)]
-    fn save_given(&self, channels: (usize, usize), mean: &[T], var: &[T], saved: &mut [T]) {
+    fn save_given(&self, channels: (usize, usize), mean: &[T], var: &[T], saved: &mut RowsMut<'_, T>) {
         let (mean, var) = (widen(mean, channels.0, channels.1), widen(var, channels.0, channels.1));
         let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
         for k in 0..ABREAST {
@@ -181,6 +198,10 @@ impl<T: Element> Kernel<T> for SaveGiven<'_, '_, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         let SaveGiven { norm, mean, var, saved } = self;
+        if norm.channels == 0 {
+            return;
+        }
+        let saved = &mut RowsMut::new(saved, ROWS_OF_SAVED, norm.channels, norm.channels);
         for first in (0..norm.channels).step_by(ABREAST) {
             // The usual number by its name, so that it is compiled for it.
             match norm.channels - first {

@@ -6,7 +6,9 @@
 //! - **By rows**, where l is small: every lane keeps to a column of a matrix and walks down its rows. An image is a row of
 //!   `c l` columns; where that is no multiple of 64 bytes and short, several images make a row, so that the lanes are full.
 //!   A channel is several columns, whose sums are added at the end.
-//! - **By planes**, where l is at least [`PLANE`]: the lanes walk along the l values of one channel, image after image.
+//! - **By planes**, where l is at least [`PLANE`]: the lanes walk along the l values of one channel, then of the next, for some
+//!   neighbouring channels; and so image after image. Channel by channel, short planes would be read in bits far apart: that took up to
+//!   three times as long.
 //!
 //! Which way, and every boundary of a sum, follows from the shape alone. How far tensors reach decides what is asked for ahead and
 //! written past the caches, which changes no bit.
@@ -16,11 +18,17 @@ use crate::kernels::reduce::LEAF;
 use crate::machine;
 use crate::simd::{Element, Rows, unaligned};
 
-/// Values of a plane from which on it is worth walking along: a group of lanes.
-const PLANE: usize = 16;
+/// Values of a plane from which on it is worth walking along.
+const PLANE: usize = 32;
+/// Bytes of an image that are gone over in order, about, before those of the next image are.
+const IN_ORDER: usize = 16 << 10;
+/// Bytes of all images instead, where tensors are in memory: three of so many stay in a second cache.
+const RESIDENT: usize = 128 << 10;
 /// Values of a channel in a leaf of planes.
 const PLANES_LEAF: usize = 8192;
-/// Values of a channel that one task writes, at least.
+/// Roundings of a sum in a leaf of planes, about, before f64 takes over.
+const ROUNDINGS: usize = 32;
+/// Values that one task writes, at least.
 const PLANES_TASK: usize = 8 * PLANES_LEAF;
 /// Widest image, in elements, of which several are joined to a row.
 const JOINED: usize = 64;
@@ -72,13 +80,16 @@ impl Shape {
         let Shape { n, c, l } = self;
         let reach = Reach::of(size_of::<T>().saturating_mul(n * c * l));
         if l >= PLANE {
-            return Walk::Planes(Planes { shape: self, reach });
+            let together = if reach == Reach::Past { RESIDENT / (n * l) } else { IN_ORDER / l };
+            let channels = (together / size_of::<T>()).clamp(1, c);
+            return Walk::Planes(Planes { shape: self, channels, reach });
         }
         let (unit, lanes) = (c * l, 64 / size_of::<T>());
         // The lanes are a power of two, so the greatest common divisor is the lowest bit of either.
         let joined = if unit > JOINED { 1 } else { lanes >> (lanes | unit).trailing_zeros() };
         let joined = if n / joined < TILE { 1 } else { joined };
-        Walk::Rows(Grid { cols: unit * joined, rows: n / joined, tail: n % joined * unit, shape: self, reach })
+        let (cols, rows, tail) = (unit * joined, n / joined, n % joined * unit);
+        Walk::Rows(Grid { cols, rows, tail, shape: self, reach })
     }
 }
 
@@ -105,11 +116,6 @@ pub(super) struct Leaf {
 }
 
 impl Grid {
-    /// The channel of a column.
-    pub(super) fn channel(self, column: usize) -> usize {
-        column % (self.shape.c * self.shape.l) / self.shape.l
-    }
-
     /// Whether every column is a channel of its own.
     pub(super) fn is_plain(self) -> bool {
         self.cols == self.shape.c
@@ -143,6 +149,17 @@ impl Grid {
     /// The values of a channel, row by row.
     pub(super) fn values_of<T: Copy>(self, x: &[T], channel: usize) -> impl Iterator<Item = T> {
         x.chunks(self.cols).flat_map(move |row| self.columns_of(channel, row.len()).map(move |j| row[j]))
+    }
+
+    /// Writes a number for each channel from `first` on to all its columns.
+    #[inline(always)]
+    pub(super) fn fill<T: Copy>(self, first: usize, numbers: &[T], to: &mut [T]) {
+        let Shape { c, l, .. } = self.shape;
+        for image in to.chunks_exact_mut(c * l) {
+            for (plane, &number) in image[first * l..].chunks_exact_mut(l).zip(numbers) {
+                plane.fill(number);
+            }
+        }
     }
 
     /// Values of a channel in a leaf.
@@ -181,9 +198,11 @@ impl Grid {
         if IS_ABREAST {
             return widen(row, first, ABREAST);
         }
-        std::array::from_fn(|k| {
-            if k < len { self.columns_of(first + k, row.len()).map(|j| row[j].to_f64()).sum() } else { 0.0 }
-        })
+        let mut sums = [0.0; ABREAST];
+        for k in 0..len {
+            sums[k] = self.columns_of(first + k, row.len()).map(|j| row[j].to_f64()).sum();
+        }
+        sums
     }
 
     /// Number of leaves.
@@ -204,6 +223,26 @@ impl Grid {
         }
         Leaf { start: self.rows * self.cols, rows: 1, cols: self.tail }
     }
+}
+
+/// Rows of numbers for channels, as rows for the columns of a grid from `offset` on, the first `offset` of them last: in `scratch`, a row
+/// for each, where those are others.
+pub(super) fn spread<'a, T: Element, const N: usize>(
+    grid: Grid,
+    offset: usize,
+    rows: [&'a [T]; N],
+    scratch: &'a mut [T],
+) -> [&'a [T]; N] {
+    if grid.is_plain() && offset == 0 {
+        return rows;
+    }
+    let mut spread = rows;
+    for (row, to) in spread.iter_mut().zip(scratch.chunks_exact_mut(grid.cols)) {
+        grid.fill(0, row, to);
+        to.rotate_left(offset);
+        *row = to;
+    }
+    spread
 }
 
 /// `len` numbers from `first` on as f64; zero where there are fewer than [`ABREAST`].
@@ -232,50 +271,73 @@ pub(super) fn narrow<T: Element>(row: &[T; ABREAST], to: &mut [T], first: usize,
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes {
     pub(super) shape: Shape,
+    /// Channels that are dealt with together; the last have fewer.
+    pub(super) channels: usize,
     pub(super) reach: Reach,
 }
 
-/// A part of one channel: runs of neighbouring values, one in each of several images.
+/// A part of some neighbouring channels: in each of several images a run of neighbouring values of each channel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Runs {
-    /// The first image, and the first value in its plane.
+    /// The first image, and the first value in its planes.
     first: (usize, usize),
     /// Images.
-    pub(super) count: usize,
-    /// Values in each.
+    pub(super) images: usize,
+    /// Channels.
+    pub(super) channels: usize,
+    /// Values of each channel in an image.
     pub(super) len: usize,
+    /// Elements from one channel to the next.
+    pub(super) pitch: usize,
 }
 
 impl Runs {
-    /// The part of a channel, given as one plane a row.
+    /// The part of channels, given as one image a row.
     #[inline(always)]
-    pub(super) fn of<T: Copy>(self, channel: Rows<'_, T>) -> Rows<'_, T> {
-        channel.block((self.first.0, self.count), (self.first.1, self.len))
+    pub(super) fn of<T: Copy>(self, channels: Rows<'_, T>) -> Rows<'_, T> {
+        let cols = (self.channels - 1) * self.pitch + self.len;
+        channels.block((self.first.0, self.images), (self.first.1, cols))
+    }
+
+    /// Those of one channel.
+    #[inline(always)]
+    pub(super) fn channel(self, channel: usize) -> Self {
+        Runs { first: (self.first.0, self.first.1 + channel * self.pitch), channels: 1, ..self }
+    }
+
+    /// Values of a channel.
+    pub(super) fn values(self) -> usize {
+        self.images * self.len
     }
 }
 
 impl Planes {
-    /// Elements from one image to the next.
-    pub(super) fn stride(self) -> usize {
-        self.shape.c * self.shape.l
+    /// Some channels, of which `data` begins with the first value: an image a row.
+    pub(super) fn rows<T: Copy>(self, data: &[T], channels: usize) -> Rows<'_, T> {
+        let Shape { n, c, l } = self.shape;
+        Rows::new(data, n, channels * l, c * l)
     }
 
-    /// A channel, of which `data` begins with the first value: a plane a row.
-    pub(super) fn channel<T: Copy>(self, data: &[T]) -> Rows<'_, T> {
-        Rows::new(data, self.shape.n, self.shape.l, self.stride())
+    /// The values of a channel, of which `data` begins with the first.
+    pub(super) fn values_of<T: Copy>(self, data: &[T]) -> impl Iterator<Item = T> {
+        let Shape { c, l, .. } = self.shape;
+        data.chunks(c * l).flat_map(move |image| image[..l].iter().copied())
     }
 
-    /// Images that one task writes.
-    pub(super) fn images_of_task(self) -> usize {
-        (PLANES_TASK / self.shape.l).max(1)
+    /// Images of some channels that one task writes.
+    pub(super) fn images_of_task(self, channels: usize) -> usize {
+        (PLANES_TASK / (channels * self.shape.l)).max(1)
     }
 
     /// Images in a leaf, and values of each plane: several planes, or a part of one.
     fn leaf(self) -> (usize, usize) {
         let l = self.shape.l;
-        // About equal parts, all but the last a multiple of the longest group of lanes.
+        // About equal parts, all but the last a multiple of the longest step.
         let len = l.div_ceil(l.div_ceil(PLANES_LEAF)).next_multiple_of(32).min(l);
-        ((PLANES_LEAF / l).max(1), len)
+        // Roundings on the way of a term: one for each step of a run, or for each step of a tile and each tile; then one for each image.
+        let steps = l.div_ceil(16);
+        let in_run = steps.min(TILE) + steps / TILE;
+        ((PLANES_LEAF / l).min(ROUNDINGS.saturating_sub(in_run)).max(1), len)
     }
 
     /// Number of leaves of each channel.
@@ -284,11 +346,11 @@ impl Planes {
         self.shape.n.div_ceil(together) * self.shape.l.div_ceil(len)
     }
 
-    /// Leaf `i` of each channel.
-    pub(super) fn runs(self, i: usize) -> Runs {
+    /// Leaf `i` of some channels.
+    pub(super) fn runs(self, i: usize, channels: usize) -> Runs {
         let (Shape { n, l, .. }, (together, len)) = (self.shape, self.leaf());
         let parts = l.div_ceil(len);
         let (image, at) = (i / parts * together, i % parts * len);
-        Runs { first: (image, at), count: together.min(n - image), len: len.min(l - at) }
+        Runs { first: (image, at), images: together.min(n - image), channels, len: len.min(l - at), pitch: l }
     }
 }

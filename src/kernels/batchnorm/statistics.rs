@@ -1,11 +1,11 @@
 //! Mean and variance per channel: sums of a leaf about a shift, merged.
 
-use super::saved::{Moments, rstd};
-use super::shape::{Grid, Leaf, Planes, Reach};
-use super::sums::{self, Deviations, Same};
+use super::saved::{Moments, ROW_OF_VAR, ROWS_OF_SAVED, rstd};
+use super::shape::{Grid, Leaf, Planes, Reach, Runs, widen};
+use super::sums::{self, Deviations, PerPlane};
 use super::{ABREAST, BatchNorm, Saved, TILE};
 use crate::parallel::{self, BlocksMut, Cost};
-use crate::simd::{Element, Isa, Kernel, Lanes, Rows};
+use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
 
 /// Rows of scratch for each leaf of a grid: shift, sums, and work space.
 pub(super) const ROWS_OF_LEAF: usize = 1 + sums::ROWS_OF_SUMS;
@@ -29,13 +29,16 @@ pub(super) fn by_rows<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], grid: Grid, 
         let leaf = grid.leaf(i);
         isa.run(LeafMoments { x: &x[leaf.start..], grid, leaf, channels: norm.channels, partial: partial.data });
     });
-    if isa.run(Merge { norm, grid, partial, saved: &mut *saved }) {
+    let leaves = Leaves::OfGrid(grid, partial);
+    let rows = (ROWS_OF_SAVED, norm.channels);
+    if isa.run(Merge { norm, leaves, saved: RowsMut::new(saved, rows.0, rows.1, rows.1) }) {
         return;
     }
     for channel in 0..norm.channels {
         if Saved::new(saved, norm.channels).var(channel).is_nan() {
             let values = || grid.values_of(x, channel).map(T::to_f64);
-            norm.save(channel, repair(values, norm.eps), saved);
+            let mut saved = CellsMut::new(saved, rows, (rows.1, 1));
+            norm.save(channel, repair(values, norm.eps), &mut saved);
         }
     }
 }
@@ -44,9 +47,69 @@ pub(super) fn by_rows<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], grid: Grid, 
 /// did is NaN.
 struct Merge<'a, 'b, T> {
     norm: &'a BatchNorm<'b, T>,
-    grid: Grid,
-    partial: &'a [T],
-    saved: &'a mut [T],
+    leaves: Leaves<'a, T>,
+    saved: RowsMut<'a, T>,
+}
+
+/// What is known of leaves.
+#[derive(Clone, Copy)]
+enum Leaves<'a, T> {
+    /// [`ROWS_OF_LEAF`] rows of a grid's columns for each.
+    OfGrid(Grid, &'a [T]),
+    /// [`PARTS_OF_LEAF`] numbers of each channel for each, side by side for all channels.
+    OfPlanes(Planes, &'a [T]),
+}
+
+/// Of some channels in a leaf: how many values each has, the shift, and the sums of the deviations from it and of their squares.
+struct Part {
+    count: f64,
+    shift: [f64; ABREAST],
+    sum: [f64; ABREAST],
+    squares: [f64; ABREAST],
+}
+
+impl<T: Element> Leaves<'_, T> {
+    fn count(self) -> usize {
+        match self {
+            Leaves::OfGrid(grid, _) => grid.leaves(),
+            Leaves::OfPlanes(planes, _) => planes.leaf_count(),
+        }
+    }
+
+    /// Leaf `i` of some channels: their first, and how many.
+    #[inline(always)]
+    fn part<const IS_ABREAST: bool>(self, i: usize, all: usize, channels: (usize, usize)) -> Part {
+        match self {
+            Leaves::OfGrid(grid, partial) => {
+                let (leaf, slot) = (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
+                let row = |row: usize| &slot[row * leaf.cols..][..leaf.cols];
+                Part {
+                    count: grid.values(leaf) as f64,
+                    shift: grid.first_column::<T, IS_ABREAST>(row(0), channels),
+                    sum: grid.all_columns::<T, IS_ABREAST>(row(1), channels),
+                    squares: grid.all_columns::<T, IS_ABREAST>(row(2), channels),
+                }
+            }
+            Leaves::OfPlanes(planes, partial) => {
+                let slot = &partial[i * all * PARTS_OF_LEAF..];
+                let len = if IS_ABREAST { ABREAST } else { channels.1 };
+                let row = |row: usize| widen(&slot[row * all..][..all], channels.0, len);
+                let join = |high: [f64; ABREAST], low: [f64; ABREAST]| {
+                    let mut both = high;
+                    for k in 0..ABREAST {
+                        both[k] += low[k];
+                    }
+                    both
+                };
+                Part {
+                    count: planes.runs(i, all).values() as f64,
+                    shift: row(0),
+                    sum: join(row(1), row(2)),
+                    squares: join(row(3), row(4)),
+                }
+            }
+        }
+    }
 }
 
 impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
@@ -54,14 +117,18 @@ impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) -> bool {
-        let Merge { norm, grid, partial, saved } = self;
+        let Merge { norm, leaves, mut saved } = self;
         let mut all_finite = true;
         for first in (0..norm.channels).step_by(ABREAST) {
             let channels = (first, ABREAST.min(norm.channels - first));
-            all_finite &= if grid.is_abreast(channels.1) {
-                merge_abreast::<T, true>(norm, grid, partial, saved, (first, ABREAST))
+            let is_abreast = match leaves {
+                Leaves::OfGrid(grid, _) => grid.is_abreast(channels.1),
+                Leaves::OfPlanes(..) => channels.1 == ABREAST,
+            };
+            all_finite &= if is_abreast {
+                merge_abreast::<T, true>(norm, leaves, &mut saved, (first, ABREAST))
             } else {
-                merge_abreast::<T, false>(norm, grid, partial, saved, channels)
+                merge_abreast::<T, false>(norm, leaves, &mut saved, channels)
             };
         }
         all_finite
@@ -72,25 +139,18 @@ impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
 #[inline(always)]
 fn merge_abreast<T: Element, const IS_ABREAST: bool>(
     norm: &BatchNorm<'_, T>,
-    grid: Grid,
-    partial: &[T],
-    saved: &mut [T],
+    leaves: Leaves<'_, T>,
+    saved: &mut RowsMut<'_, T>,
     channels: (usize, usize),
 ) -> bool {
-    let slot = |i: usize| (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
-    let shifts = |slot| grid.first_column::<T, IS_ABREAST>(slot, channels);
-    let sums = |row| grid.all_columns::<T, IS_ABREAST>(row, channels);
     // About the first leaf's shift: a large mean rounds, and would swamp the differences.
-    let base = shifts(slot(0).1);
+    let base = leaves.part::<IS_ABREAST>(0, norm.channels, channels).shift;
     let (mut count, mut sum) = (0.0, [0.0; ABREAST]);
-    for i in 0..grid.leaves() {
-        let (leaf, slot) = slot(i);
-        let n = grid.values(leaf) as f64;
-        let shift = shifts(slot);
-        let leaf_sum = sums(&slot[leaf.cols..][..leaf.cols]);
-        count += n;
+    for i in 0..leaves.count() {
+        let part = leaves.part::<IS_ABREAST>(i, norm.channels, channels);
+        count += part.count;
         for k in 0..ABREAST {
-            sum[k] += n * (shift[k] - base[k]) + leaf_sum[k];
+            sum[k] += part.count * (part.shift[k] - base[k]) + part.sum[k];
         }
     }
     let mut mean = [0.0; ABREAST];
@@ -99,15 +159,11 @@ fn merge_abreast<T: Element, const IS_ABREAST: bool>(
     }
     // A leaf's squares about the mean: sum (d - delta)^2 = squares + delta (n delta - 2 sum), delta the mean less the shift.
     let mut squares = [0.0; ABREAST];
-    for i in 0..grid.leaves() {
-        let (leaf, slot) = slot(i);
-        let n = grid.values(leaf) as f64;
-        let shift = shifts(slot);
-        let leaf_sum = sums(&slot[leaf.cols..][..leaf.cols]);
-        let leaf_squares = sums(&slot[2 * leaf.cols..][..leaf.cols]);
+    for i in 0..leaves.count() {
+        let part = leaves.part::<IS_ABREAST>(i, norm.channels, channels);
         for k in 0..ABREAST {
-            let delta = mean[k] - (shift[k] - base[k]);
-            squares[k] += leaf_squares[k] + delta * (n * delta - 2.0 * leaf_sum[k]);
+            let delta = mean[k] - (part.shift[k] - base[k]);
+            squares[k] += part.squares[k] + delta * (part.count * delta - 2.0 * part.sum[k]);
         }
     }
     let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
@@ -122,35 +178,48 @@ fn merge_abreast<T: Element, const IS_ABREAST: bool>(
     all_finite
 }
 
-/// The moments of one channel of planes, of which `x` begins with the first. `parts`: [`PARTS_OF_LEAF`] for each leaf.
-pub(super) fn of_channel<T: Element>(isa: Isa, x: &[T], planes: Planes, eps: f64, parts: &mut [T]) -> Moments {
-    let (count, leaves) = (planes.shape.count(), planes.leaf_count());
-    let cost = Cost { flops: 3 * count, bytes: count * size_of::<T>() };
-    parallel::for_each(leaves, cost, BlocksMut { data: &mut *parts, block: PARTS_OF_LEAF }, |i, part| {
-        let runs = planes.runs(i);
-        let (x, shape, reach) = (runs.of(planes.channel(x)), (runs.count, runs.len), planes.reach);
-        isa.run(RunMoments { x, shape, reach, part: part.data });
+/// Saves the statistics of some channels of planes, of which `x` begins with the first value. `scratch`: [`PARTS_OF_LEAF`] for each channel
+/// of each leaf.
+pub(super) fn of_planes<T: Element>(
+    isa: Isa,
+    norm: &BatchNorm<'_, T>,
+    x: &[T],
+    planes: Planes,
+    saved: &mut CellsMut<'_, T>,
+    scratch: &mut [T],
+) {
+    let (c, l) = (norm.channels, planes.shape.l);
+    let values = planes.shape.count() * c;
+    let cost = Cost { flops: 3 * values, bytes: values * size_of::<T>() };
+    let (leaves, slot) = (planes.leaf_count(), c * PARTS_OF_LEAF);
+    let partial = &mut scratch[..leaves * slot];
+    parallel::for_each(leaves, cost, BlocksMut { data: &mut *partial, block: slot }, |i, partial| {
+        let x = planes.rows(x, c);
+        isa.run(RunMoments { x, runs: planes.runs(i, c), reach: planes.reach, partial: partial.data });
     });
-    let parts = (0..leaves).zip(parts.chunks_exact(PARTS_OF_LEAF)).map(|(i, part)| {
-        let runs = planes.runs(i);
-        Part {
-            count: (runs.count * runs.len) as f64,
-            shift: part[0].to_f64(),
-            sum: T::join((part[1], part[2])),
-            squares: T::join((part[3], part[4])),
+    let leaves = Leaves::OfPlanes(planes, partial);
+    let rows = saved.block((0, ROWS_OF_SAVED), (0, c)).into_rows();
+    if isa.run(Merge { norm, leaves, saved: rows }) {
+        return;
+    }
+    for channel in 0..c {
+        if saved.at(ROW_OF_VAR, channel).to_f64().is_nan() {
+            let values = || planes.values_of(&x[channel * l..]).map(T::to_f64);
+            norm.save(channel, repair(values, norm.eps), saved);
         }
-    });
-    let (n, l) = (planes.shape.n, planes.shape.l);
-    let values = || (0..n).flat_map(|i| &x[i * planes.stride()..][..l]).map(|x| x.to_f64());
-    merge(parts, eps).unwrap_or_else(|| repair(values, eps))
+    }
 }
 
-/// Shift, sum and sum of squares of a leaf of planes.
+/// Numbers kept of a channel in a leaf of planes: the shift, both sums in two parts, and their lanes.
+pub(super) const PARTS_OF_LEAF: usize = 5 + 2 * sums::MOST_LANES;
+
+/// [`PARTS_OF_LEAF`] numbers of each channel in a leaf of planes, the shifts of all channels first.
 struct RunMoments<'a, T> {
+    /// All images of the channels.
     x: Rows<'a, T>,
-    shape: (usize, usize),
+    runs: Runs,
     reach: Reach,
-    part: &'a mut [T],
+    partial: &'a mut [T],
 }
 
 impl<T: Element> Kernel<T> for RunMoments<'_, T> {
@@ -158,68 +227,33 @@ impl<T: Element> Kernel<T> for RunMoments<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let (shift, sum, squares) = of_runs::<V>(self.x, self.shape, self.reach);
-        let ((sum, sum_low), (squares, squares_low)) = (T::split(sum), T::split(squares));
-        self.part.copy_from_slice(&[shift, sum, sum_low, squares, squares_low]);
-    }
-}
-
-/// Numbers kept of a leaf of planes: the shift, and both sums in two parts.
-pub(super) const PARTS_OF_LEAF: usize = 5;
-
-/// Shift, sum and sum of squares of a leaf.
-#[inline(always)]
-fn of_runs<V: Lanes>(x: Rows<'_, V::Elem>, shape: (usize, usize), reach: Reach) -> (V::Elem, f64, f64) {
-    let n = (shape.0 * shape.1) as f64;
-    // The mean of the first values: a power of two of equal ones add up and are divided exactly.
-    let first = x.slice(0, 0, TILE);
-    let mut sums = [V::Elem::ZERO; TILE];
-    sums.copy_from_slice(first);
-    let mut width = TILE;
-    while width > 1 {
-        width /= 2;
-        for i in 0..width {
-            sums[i] = sums[2 * i] + sums[2 * i + 1];
+        let RunMoments { x, runs, reach, partial } = self;
+        let (c, n, pitch) = (runs.channels, runs.values() as f64, runs.pitch);
+        let (parts, lanes) = partial.split_at_mut(5 * c);
+        let (shift, parts) = parts.split_at_mut(c);
+        let lanes = &mut lanes[..2 * c * sums::lanes_of_sum::<T>()];
+        let block = runs.of(x);
+        for (channel, shift) in shift.iter_mut().enumerate() {
+            *shift = mean_of_tile(block.slice(0, channel * pitch, TILE));
+        }
+        sums::along::<V, _>(Deviations { x: block, shift: PerPlane { numbers: &*shift, pitch } }, runs, lanes, reach);
+        for channel in 0..c {
+            let lanes = &mut lanes[2 * channel * sums::lanes_of_sum::<T>()..][..2 * sums::lanes_of_sum::<T>()];
+            let mut found = sums::total(lanes);
+            if is_far(n, found.0, found.1) {
+                let shift = &mut shift[channel..][..1];
+                shift[0] = T::from_f64(shift[0].to_f64() + found.0 / n);
+                let one = runs.channel(channel);
+                let moved = Deviations { x: one.of(x), shift: PerPlane { numbers: &*shift, pitch } };
+                sums::along::<V, _>(moved, one, lanes, reach);
+                found = sums::total(lanes);
+            }
+            let ((sum, sum_low), (squares, squares_low)) = (T::split(found.0), T::split(found.1));
+            for (row, number) in [sum, sum_low, squares, squares_low].into_iter().enumerate() {
+                parts[row * c + channel] = number;
+            }
         }
     }
-    let mut shift = sums[0] * V::Elem::from_f64(1.0 / TILE as f64);
-    let mut found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape, reach);
-    if is_far(n, found.0, found.1) {
-        shift = V::Elem::from_f64(shift.to_f64() + found.0 / n);
-        found = sums::along::<V, _>(Deviations { x, shift: Same(shift) }, shape, reach);
-    }
-    (shift, found.0, found.1)
-}
-
-/// Count, and sums of deviations from a shift and of their squares, of a part of a channel.
-#[derive(Clone, Copy)]
-struct Part {
-    count: f64,
-    shift: f64,
-    sum: f64,
-    squares: f64,
-}
-
-/// The moments of all parts together, as [`Merge`] has them; none if the squares overflowed.
-#[inline(always)]
-fn merge(parts: impl Iterator<Item = Part> + Clone, eps: f64) -> Option<Moments> {
-    let base = parts.clone().next().map_or(0.0, |part| part.shift);
-    let (mut count, mut sum) = (0.0, 0.0);
-    for part in parts.clone() {
-        count += part.count;
-        sum += part.count * (part.shift - base) + part.sum;
-    }
-    let mean = sum / count;
-    let mut squares = 0.0;
-    for part in parts {
-        let delta = mean - (part.shift - base);
-        squares += part.squares + delta * (part.count * delta - 2.0 * part.sum);
-    }
-    if !squares.is_finite() {
-        return None;
-    }
-    let var = if squares > 0.0 { squares / count } else { 0.0 };
-    Some(Moments { mean: base + mean, var, rstd: rstd(var, eps) })
 }
 
 /// Moments of one leaf of a grid: [`ROWS_OF_LEAF`] rows of its columns, shift, sum and sum of squares, and work space.
@@ -325,6 +359,21 @@ fn first_mean<V: Lanes>(x: Rows<'_, V::Elem>, rows: usize, mean: &mut [V::Elem])
         }
         first.store_up_to(&mut mean[j..][..len]);
     }
+}
+
+/// The mean of a tile: a power of two of equal ones add up and are divided exactly.
+#[inline(always)]
+fn mean_of_tile<T: Element>(tile: &[T]) -> T {
+    let mut sums = [T::ZERO; TILE];
+    sums.copy_from_slice(tile);
+    let mut width = TILE;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            sums[i] = sums[2 * i] + sums[2 * i + 1];
+        }
+    }
+    sums[0] * T::from_f64(1.0 / TILE as f64)
 }
 
 /// Moments of a channel whose squares overflowed: again in f64, scaled by a power of two so that they do not.

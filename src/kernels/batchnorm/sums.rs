@@ -5,7 +5,7 @@
 
 use super::TILE;
 use super::map::ahead;
-use super::shape::Reach;
+use super::shape::{Reach, Runs};
 use crate::simd::{Element, Lanes, Rows};
 
 /// Rows whose tiles are added up before they join the leaf's.
@@ -42,9 +42,13 @@ pub(super) trait Terms<V: Lanes> {
     fn pass(&mut self, len: usize);
 }
 
-/// A number for each column, or one for all.
+/// A number for each column, or for each channel.
 pub(super) trait PerColumn<V: Lanes>: Copy {
     fn at(self, j: usize, len: usize) -> V;
+    /// Columns of a channel, all of which have its number.
+    fn pitch(self) -> Option<usize> {
+        None
+    }
 }
 
 impl<V: Lanes> PerColumn<V> for &[V::Elem] {
@@ -54,14 +58,22 @@ impl<V: Lanes> PerColumn<V> for &[V::Elem] {
     }
 }
 
-/// The same number for every column.
+/// A number for each channel, whose columns lie `pitch` apart; asked for where a channel begins, for all of its columns.
 #[derive(Clone, Copy)]
-pub(super) struct Same<T>(pub(super) T);
+pub(super) struct PerPlane<'a, T> {
+    pub(super) numbers: &'a [T],
+    pub(super) pitch: usize,
+}
 
-impl<V: Lanes> PerColumn<V> for Same<V::Elem> {
+impl<V: Lanes> PerColumn<V> for PerPlane<'_, V::Elem> {
     #[inline(always)]
-    fn at(self, _: usize, _: usize) -> V {
-        V::splat(self.0)
+    fn at(self, j: usize, _: usize) -> V {
+        V::splat(self.numbers[j / self.pitch])
+    }
+
+    #[inline(always)]
+    fn pitch(self) -> Option<usize> {
+        Some(self.pitch)
     }
 }
 
@@ -257,13 +269,22 @@ fn add_term<V: Lanes>(terms: &impl Terms<V>, (i, j, len): (usize, usize, usize),
     sums[1] = u.mul_add(v, sums[1]);
 }
 
-/// Sums along the runs of a leaf: of u and of u v, all lanes together.
+/// Most elements of each sum that [`along`] leaves of a channel, in any type.
+pub(super) const MOST_LANES: usize = 16;
+
+/// Elements of each sum that [`along`] leaves of a channel: a line.
 #[inline(always)]
-pub(super) fn along<V: Lanes, S: Source<V>>(source: S, (runs, len): (usize, usize), reach: Reach) -> (f64, f64) {
-    let vectors = 2 * V::GROUP;
-    let step = vectors * V::WIDTH;
+pub(super) fn lanes_of_sum<T>() -> usize {
+    64 / size_of::<T>()
+}
+
+/// Sums along the runs of a leaf, channel by channel and so image by image: of u and of u v, for each channel [`lanes_of_sum`] of each in
+/// `sums`, to be added up by [`total`].
+#[inline(always)]
+pub(super) fn along<V: Lanes, S: Source<V>>(source: S, runs: Runs, sums: &mut [V::Elem], reach: Reach) {
+    let (line, vectors) = (V::GROUP * V::WIDTH, 2 * V::GROUP);
+    let (step, rest) = (2 * line, runs.len % (2 * line));
     // Elements of each vector of the last step of a run, and their lanes.
-    let rest = len % step;
     let mut numbers = [V::Elem::ZERO; 16];
     for (i, number) in numbers.iter_mut().enumerate() {
         *number = V::Elem::from_f64(i as f64);
@@ -275,83 +296,87 @@ pub(super) fn along<V: Lanes, S: Source<V>>(source: S, (runs, len): (usize, usiz
         counts[k] = rest.saturating_sub(k * V::WIDTH).min(V::WIDTH);
         are_there[k] = numbers.le(V::splat(V::Elem::from_f64(counts[k] as f64 - 1.0)));
     }
-    let mut leaf = [[V::zero(); VECTORS]; 2];
-    let mut tile = [[V::zero(); VECTORS]; 2];
-    let mut steps = 0;
-    for run in 0..runs {
-        let mut terms = source.block((run, 1), (0, len));
-        while terms.left() >= step {
-            if reach >= Reach::Far {
-                let line = 64 / size_of::<V::Elem>();
-                let j = len - terms.left();
-                for k in 0..step / line {
-                    let (below, column) = ahead(j + k * line, len);
-                    terms.prefetch(below, column.wrapping_sub(j));
+    let width = (runs.channels - 1) * runs.pitch + runs.len;
+    for image in 0..runs.images {
+        for (channel, sums) in sums.chunks_exact_mut(2 * line).enumerate() {
+            let start = channel * runs.pitch;
+            let mut terms = source.block((image, 1), (start, runs.len));
+            let mut run = [[V::zero(); VECTORS]; 2];
+            let mut tile = [[V::zero(); VECTORS]; 2];
+            let mut steps = 0;
+            while terms.left() >= step {
+                if reach >= Reach::Far {
+                    let at = start + runs.len - terms.left();
+                    for k in 0..2 {
+                        let (below, column) = ahead(at + k * line, width);
+                        terms.prefetch(below, column.wrapping_sub(at));
+                    }
                 }
-            }
-            for k in 0..vectors {
-                let (u, v) = terms.at(0, k * V::WIDTH, V::WIDTH);
-                tile[0][k] = tile[0][k] + u;
-                tile[1][k] = u.mul_add(v, tile[1][k]);
-            }
-            terms.pass(step);
-            steps += 1;
-            if steps >= TILE {
-                add::<V>(&mut leaf, &mut tile);
-                steps = 0;
-            }
-        }
-        if rest > 0 {
-            for k in 0..vectors {
-                // One after the other and not until one is missing: sums whose number is known stay in registers.
-                if counts[k] > 0 {
-                    let (u, v) = terms.at(0, k * V::WIDTH, counts[k]);
-                    let u = V::select(are_there[k], u, V::zero());
+                for k in 0..vectors {
+                    let (u, v) = terms.at(0, k * V::WIDTH, V::WIDTH);
                     tile[0][k] = tile[0][k] + u;
                     tile[1][k] = u.mul_add(v, tile[1][k]);
                 }
+                terms.pass(step);
+                steps += 1;
+                if steps >= TILE {
+                    for k in 0..vectors {
+                        for sum in 0..2 {
+                            run[sum][k] = run[sum][k] + tile[sum][k];
+                            tile[sum][k] = V::zero();
+                        }
+                    }
+                    steps = 0;
+                }
             }
-            steps += 1;
-            if steps >= TILE {
-                add::<V>(&mut leaf, &mut tile);
-                steps = 0;
+            if rest > 0 {
+                for k in 0..vectors {
+                    // One after the other and not until one is missing: sums whose number is known stay in registers.
+                    if counts[k] > 0 {
+                        let (u, v) = terms.at(0, k * V::WIDTH, counts[k]);
+                        let u = V::select(are_there[k], u, V::zero());
+                        tile[0][k] = tile[0][k] + u;
+                        tile[1][k] = u.mul_add(v, tile[1][k]);
+                    }
+                }
+            }
+            // Short runs have no whole tile.
+            let is_short = runs.len < TILE * step;
+            for sum in 0..2 {
+                for k in 0..V::GROUP {
+                    let to = &mut sums[sum * line + k * V::WIDTH..][..V::WIDTH];
+                    let (mut low, mut high) = (tile[sum][k], tile[sum][k + V::GROUP]);
+                    if !is_short {
+                        (low, high) = (run[sum][k] + low, run[sum][k + V::GROUP] + high);
+                    }
+                    let both = low + high;
+                    if image == 0 { both } else { V::load(to) + both }.store(to);
+                }
             }
         }
     }
-    add::<V>(&mut leaf, &mut tile);
-    (total::<V>(&leaf[0]), total::<V>(&leaf[1]))
 }
 
+/// Both sums of a channel, of the lanes that [`along`] left: by halving, as additions in a chain wait for one another.
 #[inline(always)]
-fn add<V: Lanes>(leaf: &mut [[V; VECTORS]; 2], tile: &mut [[V; VECTORS]; 2]) {
-    for sum in 0..2 {
-        for k in 0..2 * V::GROUP {
-            leaf[sum][k] = leaf[sum][k] + tile[sum][k];
-            tile[sum][k] = V::zero();
+pub(super) fn total<T: Element>(lanes: &[T]) -> (f64, f64) {
+    let line = lanes_of_sum::<T>();
+    let mut sums = [0.0; 2];
+    for (sum, lanes) in sums.iter_mut().zip(lanes.chunks_exact(line)) {
+        let mut all = [0.0; MOST_LANES];
+        for k in 0..line {
+            all[k] = lanes[k].to_f64();
         }
-    }
-}
-
-/// Sum of the lanes: by halving, as 32 additions in a chain take as long as a short plane.
-#[inline(always)]
-fn total<V: Lanes>(sums: &[V; VECTORS]) -> f64 {
-    let mut lanes = [0.0; VECTORS];
-    let mut count = 0;
-    for sum in &sums[..2 * V::GROUP] {
-        let mut vector = [V::Elem::ZERO; 16];
-        sum.store(&mut vector);
-        for lane in &vector[..V::WIDTH] {
-            lanes[count] = lane.to_f64();
-            count += 1;
+        let mut count = line;
+        while count > 1 {
+            count /= 2;
+            for k in 0..count {
+                all[k] += all[k + count];
+            }
         }
+        *sum = all[0];
     }
-    while count > 1 {
-        count /= 2;
-        for i in 0..count {
-            lanes[i] += lanes[i + count];
-        }
-    }
-    lanes[0]
+    (sums[0], sums[1])
 }
 
 /// Deviations from a shift, as both factors.

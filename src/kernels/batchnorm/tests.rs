@@ -1,6 +1,6 @@
 //! Cases small enough to check by hand, and what no caller sees: that the way memory is gone over changes no bit.
 
-use super::shape::Reach;
+use super::shape::{Planes, Reach};
 use super::*;
 use crate::rng::Rng;
 use crate::simd::with_isa;
@@ -27,15 +27,21 @@ fn two_rows_by_hand() {
     assert_eq!((mean, var), ([1.0, 2.75], [1.5, 0.5]));
 }
 
-/// All passes as if tensors were `reach` away: all that they write, the tensors from element `offset` on.
+/// All passes as if tensors were `reach` away.
 fn results<T: Element>(size: (usize, usize, usize), reach: Reach, offset: usize, activation: Activation) -> Vec<u64> {
     let (n, c, l) = size;
-    let (shape, len) = (Shape { n, c, l }, n * c * l);
-    let mut walk = shape.walk::<T>();
+    let mut walk = (Shape { n, c, l }).walk::<T>();
     match &mut walk {
         Walk::Rows(grid) => grid.reach = reach,
         Walk::Planes(planes) => planes.reach = reach,
     }
+    results_of::<T>(size, walk, offset, activation)
+}
+
+/// All passes: all that they write, the tensors from element `offset` on.
+fn results_of<T: Element>(size: (usize, usize, usize), walk: Walk, offset: usize, activation: Activation) -> Vec<u64> {
+    let (n, c, l) = size;
+    let (shape, len) = (Shape { n, c, l }, n * c * l);
     let mut rng = Rng::new(3, "reach");
     let mut draw = |len: usize| (0..len).map(|_| T::from_f64(rng.normal())).collect::<Vec<T>>();
     let (x, dy, gamma, beta) = (draw(len), draw(len), draw(c), draw(c));
@@ -57,7 +63,7 @@ fn results<T: Element>(size: (usize, usize, usize), reach: Reach, offset: usize,
         Pass::Backward { norm, shape, statistics, x: &x, flow, saved, parameters, scratch }.run(walk);
     }
     let [y, frozen, apart, over] = rooms.each_ref().map(Tensor::data);
-    assert!(y == frozen && apart == over, "{size:?} {reach:?}: by what was saved, and in place");
+    assert!(y == frozen && apart == over, "{size:?} {walk:?}: by what was saved, and in place");
     assert!(rooms.iter().all(|room| {
         let data = room.data();
         data[..offset].iter().chain(&data[offset + len..]).all(|&gap| gap == T::ZERO)
@@ -70,7 +76,8 @@ fn how_memory_is_gone_over<T: Element>() {
     // and shorter than what is asked for ahead.
     let sizes =
         [(300, 64, 1), (39, 272, 1), (50, 37, 1), (40, 300, 1), (403, 6, 1), (405, 5, 3), (3, 5, 700), (9, 4, 49)];
-    for size in sizes {
+    let short = [(9, 70, 32), (33, 50, 5), (40, 7, 49)];
+    for size in sizes.into_iter().chain(short) {
         for activation in [Activation::Identity, Activation::Relu] {
             for offset in [0, 1, 4, 13] {
                 for isa in Isa::available() {
@@ -90,9 +97,31 @@ fn how_memory_is_gone_over_changes_no_bit() {
     how_memory_is_gone_over::<f64>();
 }
 
+fn how_channels_are_gathered<T: Element>() {
+    for (n, c, l) in [(9, 70, 32), (9, 7, 49), (130, 3, 33), (3, 5, 700)] {
+        let Walk::Planes(planes) = (Shape { n, c, l }).walk::<T>() else { panic!("{n} x {c} x {l} is not by planes") };
+        for isa in Isa::available() {
+            let found = |channels| {
+                let walk = Walk::Planes(Planes { channels, ..planes });
+                with_isa(isa, || results_of::<T>((n, c, l), walk, 0, Activation::Relu))
+            };
+            let one = found(1);
+            for channels in [2, 3, planes.channels, c] {
+                assert!(found(channels) == one, "{n} x {c} x {l}: {channels} channels at a time, {isa}");
+            }
+        }
+    }
+}
+
+#[test]
+fn how_channels_are_gathered_changes_no_bit() {
+    how_channels_are_gathered::<f32>();
+    how_channels_are_gathered::<f64>();
+}
+
 #[test]
 fn scratch_for_some_images_suffices_for_fewer() {
-    for (c, l) in [(10, 1), (6, 8), (1, 1), (5, 3), (64, 1), (3, 16), (2, 300)] {
+    for (c, l) in [(10, 1), (6, 8), (1, 1), (5, 3), (64, 1), (3, 16), (2, 300), (300, 49), (70, 3)] {
         let needed = |n| scratch_len::<f32>(n, c, l);
         assert!((0..5000).all(|n| needed(n) <= needed(n + 1)), "{c} channels of {l} values");
     }

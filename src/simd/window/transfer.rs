@@ -40,16 +40,16 @@ impl<'a, T: Element> Transfer<'a, T> {
         (self.to.rows, self.to.cols)
     }
 
-    /// Row `i`, from its first element to its last.
+    /// `len` elements of row `i` from column `j` on.
     #[inline(always)]
-    pub(crate) fn run(&mut self, i: usize) -> TransferRow<'_, T> {
-        assert!(i < self.to.rows);
+    pub(crate) fn run(&mut self, i: usize, j: usize, len: usize) -> TransferRow<'_, T> {
+        assert!(i < self.to.rows && j <= self.to.cols && len <= self.to.cols - j);
         TransferRow {
-            from: self.from.wrapping_add(i * self.from_stride),
+            from: self.from.wrapping_add(i * self.from_stride + j),
             from_stride: self.from_stride,
-            to: self.to.start.wrapping_add(i * self.to.stride),
+            to: self.to.start.wrapping_add(i * self.to.stride + j),
             to_stride: self.to.stride,
-            left: self.to.cols,
+            left: len,
             is_past: self.is_past,
             data: PhantomData,
         }
@@ -87,7 +87,7 @@ impl<'a, T: Element> Transfer<'a, T> {
     }
 }
 
-/// What is left of a row of a [`Transfer`]. It cannot outlive that, which fences.
+/// What is left of a part of a row of a [`Transfer`]. It cannot outlive that, which fences.
 pub(crate) struct TransferRow<'a, T> {
     from: *const T,
     from_stride: usize,

@@ -35,7 +35,7 @@ fn every_pass_agrees_with_the_reference<T: Element>() {
 
 /// Images, channels and values of a plane: planes shorter than a group of lanes, one off its multiples, longer than a leaf; one image
 /// and many.
-const PLANES: [(usize, usize, usize); 24] = [
+const PLANES: [(usize, usize, usize); 29] = [
     (20, 16, 2),
     (9, 7, 3),
     (40, 3, 5),
@@ -60,6 +60,11 @@ const PLANES: [(usize, usize, usize); 24] = [
     (2, 2, 8193),
     (3, 1, 9000),
     (1, 1, 20_000),
+    (9, 300, 32),
+    (8, 37, 49),
+    (1100, 3, 20),
+    (40, 70, 7),
+    (17, 5, 127),
 ];
 
 fn every_pass_agrees_with_the_reference_over_planes<T: Element>() {
@@ -75,6 +80,7 @@ fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
         (2049, 1, 6, 1),
         (3000, 5, 7, 60),
         (2000, 6, 3, 8),
+        (320, 300, 7, 32),
         (20_000, 2, 7, 10_000),
         (2100, 70, 7, 1),
     ] {
@@ -84,7 +90,7 @@ fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
 }
 
 fn offsets_do_not_change_bits<T: Element>() {
-    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7), (20, 72, 1), (300, 5, 1)] {
+    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7), (160, 5, 32), (20, 72, 1), (300, 5, 1)] {
         let layer = Layer::<T>::new(12, n, c, 7).inner(l);
         sweep::<T>(|_| {
             let aligned = everything(&layer, 0);
