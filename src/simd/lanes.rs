@@ -157,7 +157,7 @@ impl<V: Lanes> Group<V> {
         Group { lanes: [V::splat(x); 16] }
     }
 
-    /// Folds `f` over `x` by groups: lane i of the group sees x[i], x[i + LEN], ... in that order.
+    /// Folds `f` over `x` by groups: lane i of the group sees `x[i]`, `x[i + LEN]`, ... in that order.
     ///
     /// `f(accumulator, value, index of the first lane)`; lanes past the end of `x` hold `fill`.
     #[inline(always)]

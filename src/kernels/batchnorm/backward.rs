@@ -177,7 +177,7 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) -> bool {
-        let channels = self.saved.rows[0].len();
+        let channels = self.saved.channels();
         let mut finish = self;
         let mut any_scaled = false;
         for first in (0..channels).step_by(ABREAST) {
@@ -197,9 +197,10 @@ impl<T: Element> Finish<'_, '_, T> {
     /// For some channels: their first, and how many.
     #[inline(always)]
     fn abreast<const IS_ABREAST: bool>(&mut self, (first, len): (usize, usize)) -> bool {
-        let of = |row: usize| widen(self.saved.rows[row], first, len);
-        let (mean_lo, a, rstd_hi, rstd_lo) = (of(1), of(2), of(4), of(5));
-        let [dz, dzt] = self.leaves.sums::<IS_ABREAST>(self.saved.rows[0].len(), (first, len));
+        let of = |row| widen(row, first, len);
+        let [rstd_hi, rstd_lo] = self.saved.rstd_parts().map(of);
+        let (mean_lo, a) = (of(self.saved.mean_lo()), of(self.saved.constants().a));
+        let [dz, dzt] = self.leaves.sums::<IS_ABREAST>(self.saved.channels(), (first, len));
         let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SLOPES];
         let (mut of_gamma, mut any_scaled) = ([0.0; ABREAST], false);
         for k in 0..ABREAST {

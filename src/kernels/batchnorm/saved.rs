@@ -13,7 +13,8 @@ pub(super) const ROW_OF_VAR: usize = 6;
 /// What a forward pass leaves for the backward pass, a row of `[c]` each: a reading glass over a slice of [`saved_len`].
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a, T> {
-    pub(super) rows: [&'a [T]; ROWS_OF_SAVED],
+    /// Mean in two parts, a, b, rstd in two parts, variance in two parts.
+    rows: [&'a [T]; ROWS_OF_SAVED],
 }
 
 impl<'a, T: Element> Saved<'a, T> {
@@ -36,6 +37,21 @@ impl<'a, T: Element> Saved<'a, T> {
         Constants { mean: self.rows[0], a: self.rows[2], b: self.rows[3] }
     }
 
+    /// Number of channels.
+    pub(super) fn channels(&self) -> usize {
+        self.rows[0].len()
+    }
+
+    /// What the mean in the element type leaves of it.
+    pub(super) fn mean_lo(&self) -> &'a [T] {
+        self.rows[1]
+    }
+
+    /// 1 / sqrt(var + eps) in two parts.
+    pub(super) fn rstd_parts(&self) -> [&'a [T]; 2] {
+        [self.rows[4], self.rows[5]]
+    }
+
     /// Over some channels' part.
     pub(super) fn of(part: Rows<'a, T>) -> Self {
         Saved { rows: std::array::from_fn(|row| part.slice(row, 0, part.cols())) }
@@ -53,7 +69,8 @@ impl<'a, T: Element> Saved<'a, T> {
 
     /// `1 / sqrt(var + eps)` of a channel.
     pub fn rstd(&self, channel: usize) -> f64 {
-        T::join((self.rows[4][channel], self.rows[5][channel]))
+        let [high, low] = self.rstd_parts();
+        T::join((high[channel], low[channel]))
     }
 
     /// Biased variance of a channel; infinite where it does not fit the element type.

@@ -81,8 +81,10 @@ impl Shape {
         let reach = Reach::of(size_of::<T>().saturating_mul(n * c * l));
         if l >= PLANE {
             let together = if reach == Reach::Past { RESIDENT / (n * l) } else { IN_ORDER / l };
-            let channels = (together / size_of::<T>()).clamp(1, c);
-            return Walk::Planes(Planes { shape: self, channels, reach });
+            let tasks = c.div_ceil((together / size_of::<T>()).clamp(1, c));
+            // Many of them are a multiple of four, which two or four threads share evenly.
+            let tasks = if tasks > 4 { tasks.next_multiple_of(4) } else { tasks };
+            return Walk::Planes(Planes { shape: self, channels: c.div_ceil(tasks), reach });
         }
         let (unit, lanes) = (c * l, 64 / size_of::<T>());
         // The lanes are a power of two, so the greatest common divisor is the lowest bit of either.
