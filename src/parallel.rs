@@ -346,21 +346,25 @@ mod tests {
 
     #[test]
     fn work_within_work_is_split_on_every_thread() {
-        let before = migrated();
-        let visits = AtomicUsize::new(0);
-        Threads::new(2).unwrap().run(|| {
-            let ids = |count| vec![0u8; count];
-            let (outer, inner) = (ids(3), ids(64));
-            for_each(3, DEAR, Blocks { data: &outer, block: 1 }, |_, _| {
-                assert!(forks(DEAR));
-                for_each(64, DEAR, Blocks { data: &inner, block: 1 }, |_, _| {
-                    visits.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(std::time::Duration::from_micros(50));
+        let (before, visits) = (migrated(), AtomicUsize::new(0));
+        let (outer, inner) = ([0u8; 3], [0u8; 64]);
+        let threads = Threads::new(2).unwrap();
+        // Whether a worker takes a piece is up to the system.
+        for turn in 1..10_000 {
+            threads.run(|| {
+                for_each(3, DEAR, Blocks { data: &outer, block: 1 }, |_, _| {
+                    assert!(forks(DEAR));
+                    for_each(64, DEAR, Blocks { data: &inner, block: 1 }, |_, _| {
+                        visits.fetch_add(1, Ordering::Relaxed);
+                    });
                 });
             });
-        });
-        assert_eq!(visits.load(Ordering::Relaxed), 192);
-        assert!(migrated() > before);
+            assert_eq!(visits.load(Ordering::Relaxed), 192 * turn);
+            if migrated() > before {
+                return;
+            }
+        }
+        panic!("nothing ran on another thread");
     }
 
     #[test]

@@ -155,7 +155,8 @@ pub(super) fn by_planes<T: Element>(
             }
             _ => unreachable!("a batch's own statistics are not taken in place"),
         };
-        let cost = Cost { flops: cost.flops / tasks, bytes: cost.bytes / tasks };
+        let values = n * channels * l;
+        let cost = Cost { flops: 3 * values, bytes: 2 * values * size_of::<T>() };
         let (images, activation, reach) = (planes.images_of_task(channels), norm.activation, planes.reach);
         parallel::for_each(n.div_ceil(images), cost, Images { cells: y.cells, images }, |i, y| {
             let x = x.map(|x| planes.rows(x, channels).block((i * images, y.cells.rows()), (0, channels * l)));

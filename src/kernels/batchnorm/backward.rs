@@ -71,8 +71,8 @@ pub(super) fn by_rows<T: Element>(
         let slopes = (has_input && is_batch).then(|| RowsMut::new(of_slopes, ROWS_OF_SLOPES, grid.cols, grid.cols));
         let leaves = Leaves::OfGrid(grid, partial);
         any_scaled = isa.run(Finish { leaves, count: step.count, saved, dgamma, dbeta, slopes });
-        if offset > 0 {
-            of_slopes.chunks_exact_mut(grid.cols).for_each(|row| row.rotate_left(offset));
+        if offset > 0 && is_batch {
+            of_slopes.chunks_exact_mut(grid.cols).take(ROWS_OF_SLOPES).for_each(|row| row.rotate_left(offset));
         }
     }
     let (dy, dx) = match flow {
@@ -327,7 +327,7 @@ impl<T: Element> Kernel<T> for InputRows<'_, T> {
     fn run<V: Lanes<Elem = T>>(self) {
         let InputRows { x, dy, dx, reach, activation, .. } = self;
         let (constants, path) = (self.constants.upto(dx.cols()), self.path.upto(dx.cols()));
-        Data { x, dy, dx: dx.into_rows() }.write::<V, _>(reach, constants, path, activation);
+        Data { x, dy, dx: dx.into_rows() }.write::<V, _>(None, reach, constants, path, activation);
     }
 }
 
@@ -355,8 +355,8 @@ pub(super) fn by_planes<T: Element>(
     let work = ((dx, scratch), (dgamma.map(each), dbeta.map(each)));
     let tasks = c.div_ceil(width);
     parallel::for_each(tasks, cost, work, |i, ((dx, scratch), (dgamma, dbeta))| {
-        let cost = Cost { flops: cost.flops / tasks, bytes: cost.bytes / tasks };
         let (first, channels) = (i * width, width.min(c - i * width));
+        let values = n * channels * l;
         let (x, dy) = (&x[first * l..], dy.map(|dy| &dy[first * l..]));
         let (dx, saved) = (dx.map(|dx| dx.cells), saved.part(first, channels));
         let (constants, activation, reach) = (saved.constants(), step.activation, planes.reach);
@@ -366,6 +366,7 @@ pub(super) fn by_planes<T: Element>(
         let mut any_scaled = false;
         if dgamma.is_some() || dbeta.is_some() || is_batch {
             let work = BlocksMut { data: &mut *partial, block: channels * PARTS_OF_LEAF };
+            let cost = Cost { flops: 5 * values, bytes: 2 * values * size_of::<T>() };
             parallel::for_each(leaves, cost, work, |i, partial| {
                 let runs = planes.runs(i, channels);
                 let dy = match (dy, &dx) {
@@ -387,6 +388,7 @@ pub(super) fn by_planes<T: Element>(
         let slopes = Slopes { first: row(0), second: row(1), is_scaled: row(2), rstd: row(3) };
         let path = step.path(slopes, any_scaled);
         let images = planes.images_of_task(channels);
+        let cost = Cost { flops: 7 * values, bytes: 3 * values * size_of::<T>() };
         parallel::for_each(n.div_ceil(images), cost, Images { cells: dx, images }, |i, dx| {
             let part = |data| planes.rows(data, channels).block((i * images, dx.cells.rows()), (0, channels * l));
             let (x, dy) = (part(x), dy.map(part));
@@ -460,6 +462,6 @@ impl<T: Element> Kernel<T> for InputPlanes<'_, T> {
     fn run<V: Lanes<Elem = T>>(self) {
         let InputPlanes { x, dy, dx, pitch, reach, activation, .. } = self;
         let (constants, path) = (self.constants.per_plane(pitch), self.path.per_plane(pitch));
-        Data { x, dy, dx: dx.into_rows() }.write::<V, _>(reach, constants, path, activation);
+        Data { x, dy, dx: dx.into_rows() }.write::<V, _>(Some(pitch), reach, constants, path, activation);
     }
 }

@@ -268,9 +268,11 @@ pub(super) struct Data<'a, T> {
 }
 
 impl<T: Element> Data<'_, T> {
+    /// `pitch`: as [`map::write`] takes it.
     #[inline(always)]
     pub(super) fn write<V: Lanes<Elem = T>, P: PerColumn<V>>(
         self,
+        pitch: Option<usize>,
         reach: Reach,
         constants: Constants<P>,
         path: Path<P>,
@@ -279,10 +281,7 @@ impl<T: Element> Data<'_, T> {
         let Data { x, dy, dx } = self;
         macro_rules! by {
             ($map:ident<$($flag:literal),+> { $($slopes:ident)? }) => {
-                {
-                    let pitch = constants.mean.pitch();
-                    map::write::<V, _>($map::<_, _, $($flag),+> { x, constants, $($slopes)? }, pitch, dy, dx, reach)
-                }
+                map::write::<V, _>($map::<_, _, $($flag),+> { x, constants, $($slopes)? }, pitch, dy, dx, reach)
             };
         }
         match (path, activation) {

@@ -25,20 +25,20 @@
 //!
 //! # Statistics
 //!
-//! A channel's values are cut into leaves, at boundaries that depend on the shape alone: of 1024 rows, or of some 8192 values of
+//! A channel's values are cut into leaves, at boundaries that depend on the shape alone: of 1024 rows, or of at most 32 KiB of
 //! planes. In each leaf:
 //!
 //! 1. A shift `K` near the leaf's mean: the mean of its first values (in the first 16 rows of all of the channel's columns, or the
 //!    first 16 of a plane).
 //! 2. In one pass, with `d = x - K`, both `s = sum d` and `q = sum d^2`: by rows in chains of 16 terms, at most 8 chains, and as many of
-//!    those; by planes in chains of 16 steps along a run, as many of those as it has, and of so many images that these make some 32.
+//!    those; by planes in chains of 16 steps along a run, as many of those as it has, and of so many images that these make some 34.
 //! 3. If `s^2 / n` is more than 7/8 of q, the shift is more than sqrt(7) standard deviations away from the mean: the leaf is done
 //!    again with `K + s / n`. As the mean of 16 of the values, K is that far off for steps and slopes only.
 //!
 //! The leaves are merged in f64, with their counts n, relative to the first one's K: first the mean, as `sum (n K + s) / m`; then,
 //! with `delta = mean - K`, the squares about it, `sum (q + delta (n delta - 2 s))`. That is Chan's formula without its divisions.
 //!
-//! Each value is read once, nothing is divided per element, and the error does not grow with m. Why one pass is enough: with
+//! Each value is read once, nothing is divided per element, and the error does not grow with m, but for one rounding of f64 for each leaf. Why one pass is enough: with
 //! `kappa^2 = q / (q - s^2 / n) <= 8` the subtraction loses three bits at most, a quarter of one as a rule (K is then within a quarter
 //! of a standard deviation of the mean). Two passes over registers, as one might do without a good shift, cost 4 operations an
 //! element in place of 3. A constant channel has `d = 0` throughout: variance 0 and mean exact, hence `y = beta` bit for bit. Where a
@@ -82,7 +82,7 @@
 //!
 //! f64 where it is done once per leaf or channel, the element type else. With u the unit roundoff and sigma the standard deviation:
 //! `|var error| <= 32 u var + 4 u^2 mean^2`, `|mean error| <= 8 u sigma + 2^-47 |mean|` (a mean is kept in two parts of the element
-//! type). The chains alone allow 32 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or
+//! type). The chains alone allow 34 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or
 //! infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any number of threads and on
 //! every fused instruction set. A constant channel is exact (where beta is -0, y is +0). A channel that was done again in f64 has the
 //! error of Welford's recurrence there, about `n 2^-53 kappa` relative, kappa that of its data. The backward pass has no such second
@@ -91,7 +91,8 @@
 //! # Cost
 //!
 //! With V the bytes of one tensor: forward 2V read and 1V written, backward 4V read and 1V written; fewer where a block stays in
-//! the cache. Statistics take 3 operations an element, the backward sums 5 with ReLU.
+//! the cache. Statistics take 3 operations an element, the backward sums 5 with ReLU. Scratch is below a twenty-fifth of V where a channel
+//! of planes has a leaf's values and more, and below 2V for a single image of the shortest.
 //!
 //! Of planes some neighbouring channels are dealt with together: 16 KiB of each image in order, or where tensors are in memory, what
 //! stays in a second cache. Planes of 7 x 7 took half of the time that they took channel by channel, and those of 14 x 14 four fifths. By

@@ -10,9 +10,10 @@
 //!   neighbouring channels; and so image after image. Channel by channel, short planes would be read in bits far apart: that took up to
 //!   three times as long.
 //!
-//! Which way, and every boundary of a sum, follows from the shape alone. How far tensors reach decides what is asked for ahead and
-//! written past the caches, which changes no bit.
+//! Which way, and every boundary of a sum, follows from the shape alone. How far tensors reach decides how many channels of planes go
+//! together, what is asked for ahead and what is written past the caches, which changes no bit.
 
+use super::sums::STEP;
 use super::{ABREAST, TILE};
 use crate::kernels::reduce::LEAF;
 use crate::machine;
@@ -24,12 +25,12 @@ const PLANE: usize = 32;
 const IN_ORDER: usize = 16 << 10;
 /// Bytes of all images instead, where tensors are in memory: three of so many stay in a second cache.
 const RESIDENT: usize = 128 << 10;
-/// Values of a channel in a leaf of planes.
-const PLANES_LEAF: usize = 8192;
+/// Bytes of a channel in a leaf of planes, at most.
+const PLANES_LEAF: usize = 32 << 10;
 /// Roundings of a sum in a leaf of planes, about, before f64 takes over.
 const ROUNDINGS: usize = 32;
 /// Values that one task writes, at least.
-const PLANES_TASK: usize = 8 * PLANES_LEAF;
+const PLANES_TASK: usize = 1 << 16;
 /// Widest image, in elements, of which several are joined to a row.
 const JOINED: usize = 64;
 
@@ -80,11 +81,13 @@ impl Shape {
         let Shape { n, c, l } = self;
         let reach = Reach::of(size_of::<T>().saturating_mul(n * c * l));
         if l >= PLANE {
-            let together = if reach == Reach::Past { RESIDENT / (n * l) } else { IN_ORDER / l };
-            let tasks = c.div_ceil((together / size_of::<T>()).clamp(1, c));
-            // Many of them are a multiple of four, which two or four threads share evenly.
-            let tasks = if tasks > 4 { tasks.next_multiple_of(4) } else { tasks };
-            return Walk::Planes(Planes { shape: self, channels: c.div_ceil(tasks), reach });
+            let size = size_of::<T>();
+            let fitting = if reach == Reach::Past { RESIDENT / (n * l) } else { IN_ORDER / l };
+            let tasks = c.div_ceil((fitting / size).clamp(1, c));
+            // Where channels allow it, as many tasks as two or four threads share evenly.
+            let even = c.div_ceil(tasks.next_multiple_of(4));
+            let channels = if tasks > 4 && c.div_ceil(even).is_multiple_of(4) { even } else { c.div_ceil(tasks) };
+            return Walk::Planes(Planes { shape: self, size, channels, reach });
         }
         let (unit, lanes) = (c * l, 64 / size_of::<T>());
         // The lanes are a power of two, so the greatest common divisor is the lowest bit of either.
@@ -273,6 +276,8 @@ pub(super) fn narrow<T: Element>(row: &[T; ABREAST], to: &mut [T], first: usize,
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planes {
     pub(super) shape: Shape,
+    /// Bytes of an element.
+    pub(super) size: usize,
     /// Channels that are dealt with together; the last have fewer.
     pub(super) channels: usize,
     pub(super) reach: Reach,
@@ -333,13 +338,13 @@ impl Planes {
 
     /// Images in a leaf, and values of each plane: several planes, or a part of one.
     fn leaf(self) -> (usize, usize) {
-        let l = self.shape.l;
-        // About equal parts, all but the last a multiple of the longest step.
-        let len = l.div_ceil(l.div_ceil(PLANES_LEAF)).next_multiple_of(32).min(l);
+        let (l, most, step) = (self.shape.l, PLANES_LEAF / self.size, STEP / self.size);
+        // About equal parts in whole steps, but for the last, which may be short.
+        let len = l.div_ceil(l.div_ceil(most)).next_multiple_of(step).min(l);
         // Roundings on the way of a term: one for each step of a run, or for each step of a tile and each tile; then one for each image.
-        let steps = l.div_ceil(16);
+        let steps = len.div_ceil(step);
         let in_run = steps.min(TILE) + steps / TILE;
-        ((PLANES_LEAF / l).min(ROUNDINGS.saturating_sub(in_run)).max(1), len)
+        ((most / l).min(ROUNDINGS.saturating_sub(in_run)).max(1), len)
     }
 
     /// Number of leaves of each channel.

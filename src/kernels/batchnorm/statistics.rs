@@ -234,7 +234,7 @@ impl<T: Element> Kernel<T> for RunMoments<'_, T> {
         let lanes = &mut lanes[..2 * c * sums::lanes_of_sum::<T>()];
         let block = runs.of(x);
         for (channel, shift) in shift.iter_mut().enumerate() {
-            *shift = mean_of_tile(block.slice(0, channel * pitch, TILE));
+            *shift = mean_of_first(block.slice(0, channel * pitch, TILE.min(runs.len)));
         }
         sums::along::<V, _>(Deviations { x: block, shift: PerPlane { numbers: &*shift, pitch } }, runs, lanes, reach);
         for channel in 0..c {
@@ -361,19 +361,20 @@ fn first_mean<V: Lanes>(x: Rows<'_, V::Elem>, rows: usize, mean: &mut [V::Elem])
     }
 }
 
-/// The mean of a tile: a power of two of equal ones add up and are divided exactly.
+/// The mean of the first of some values, at most a tile: a power of two of equal ones add up and are divided exactly.
 #[inline(always)]
-fn mean_of_tile<T: Element>(tile: &[T]) -> T {
+fn mean_of_first<T: Element>(values: &[T]) -> T {
+    let count = 1 << values.len().min(TILE).ilog2();
     let mut sums = [T::ZERO; TILE];
-    sums.copy_from_slice(tile);
-    let mut width = TILE;
+    sums[..count].copy_from_slice(&values[..count]);
+    let mut width = count;
     while width > 1 {
         width /= 2;
         for i in 0..width {
             sums[i] = sums[2 * i] + sums[2 * i + 1];
         }
     }
-    sums[0] * T::from_f64(1.0 / TILE as f64)
+    sums[0] * T::from_f64(1.0 / count as f64)
 }
 
 /// Moments of a channel whose squares overflowed: again in f64, scaled by a power of two so that they do not.

@@ -1,7 +1,8 @@
 //! Two sums at once over all elements of a channel: of u and of u v.
 //!
-//! With `u = v = x - K` they give mean and variance, with `u = dz` and `v = x - mean` the gradients. A lane adds 16 terms in a
-//! chain, 8 such chains in another, and 8 of those: 32 roundings for a leaf of 1024 rows. Then f64 takes over.
+//! With `u = v = x - K` they give mean and variance, with `u = dz` and `v = x - mean` the gradients. Down rows a lane adds 16 terms in a
+//! chain, 8 such chains in another, and 8 of those: 32 roundings for a leaf of 1024 rows. Along runs it adds 16 terms in a chain, those
+//! of a run in another, the two lines of a step, and the images: some 34. Then f64 takes over.
 
 use super::TILE;
 use super::map::ahead;
@@ -45,10 +46,6 @@ pub(super) trait Terms<V: Lanes> {
 /// A number for each column, or for each channel.
 pub(super) trait PerColumn<V: Lanes>: Copy {
     fn at(self, j: usize, len: usize) -> V;
-    /// Columns of a channel, all of which have its number.
-    fn pitch(self) -> Option<usize> {
-        None
-    }
 }
 
 impl<V: Lanes> PerColumn<V> for &[V::Elem] {
@@ -58,7 +55,7 @@ impl<V: Lanes> PerColumn<V> for &[V::Elem] {
     }
 }
 
-/// A number for each channel, whose columns lie `pitch` apart; asked for where a channel begins, for all of its columns.
+/// A number for each channel, whose columns lie `pitch` apart; asked for where a channel begins, and the same in all of its columns.
 #[derive(Clone, Copy)]
 pub(super) struct PerPlane<'a, T> {
     pub(super) numbers: &'a [T],
@@ -69,11 +66,6 @@ impl<V: Lanes> PerColumn<V> for PerPlane<'_, V::Elem> {
     #[inline(always)]
     fn at(self, j: usize, _: usize) -> V {
         V::splat(self.numbers[j / self.pitch])
-    }
-
-    #[inline(always)]
-    fn pitch(self) -> Option<usize> {
-        Some(self.pitch)
     }
 }
 
@@ -269,6 +261,9 @@ fn add_term<V: Lanes>(terms: &impl Terms<V>, (i, j, len): (usize, usize, usize),
     sums[1] = u.mul_add(v, sums[1]);
 }
 
+/// Bytes of a step along a run: two lines.
+pub(super) const STEP: usize = 128;
+
 /// Most elements of each sum that [`along`] leaves of a channel, in any type.
 pub(super) const MOST_LANES: usize = 16;
 
@@ -282,10 +277,10 @@ pub(super) fn lanes_of_sum<T>() -> usize {
 /// `sums`, to be added up by [`total`].
 #[inline(always)]
 pub(super) fn along<V: Lanes, S: Source<V>>(source: S, runs: Runs, sums: &mut [V::Elem], reach: Reach) {
-    let (line, vectors) = (V::GROUP * V::WIDTH, 2 * V::GROUP);
+    let (line, vectors) = (lanes_of_sum::<V::Elem>(), 2 * V::GROUP);
     let (step, rest) = (2 * line, runs.len % (2 * line));
     // Elements of each vector of the last step of a run, and their lanes.
-    let mut numbers = [V::Elem::ZERO; 16];
+    let mut numbers = [V::Elem::ZERO; MOST_LANES];
     for (i, number) in numbers.iter_mut().enumerate() {
         *number = V::Elem::from_f64(i as f64);
     }

@@ -98,7 +98,7 @@ fn how_memory_is_gone_over_changes_no_bit() {
 }
 
 fn how_channels_are_gathered<T: Element>() {
-    for (n, c, l) in [(9, 70, 32), (9, 7, 49), (130, 3, 33), (3, 5, 700)] {
+    for (n, c, l) in [(9, 70, 32), (9, 7, 49), (130, 3, 33), (3, 5, 700), (2, 3, 9000)] {
         let Walk::Planes(planes) = (Shape { n, c, l }).walk::<T>() else { panic!("{n} x {c} x {l} is not by planes") };
         for isa in Isa::available() {
             let found = |channels| {
@@ -111,6 +111,24 @@ fn how_channels_are_gathered<T: Element>() {
             }
         }
     }
+}
+
+/// The longest plane's last part is a single value.
+#[test]
+fn a_part_of_one_value() {
+    let l = (1 << 21) + 1;
+    let norm =
+        BatchNorm { channels: 1, inner: l, gamma: None, beta: None, eps: 1e-5, activation: Activation::Identity };
+    let mut x = vec![0.25f32; l];
+    let (mut y, mut saved, mut scratch) =
+        (vec![1.0f32; l], vec![0.0; saved_len(1)], vec![0.0; scratch_len::<f32>(1, 1, l)]);
+    forward(&norm, &x, &mut y, &mut saved, &mut scratch).unwrap();
+    assert!(Saved::new(&saved, 1).var(0) == 0.0 && y.iter().all(|&y| y == 0.0));
+    x[l - 1] = 2.25;
+    forward(&norm, &x, &mut y, &mut saved, &mut scratch).unwrap();
+    let (m, found) = (l as f64, Saved::new(&saved, 1));
+    assert!((found.mean(0) - 0.25 - 2.0 / m).abs() < 1e-12);
+    assert!((found.var(0) - 4.0 / m * (1.0 - 1.0 / m)).abs() < 1e-12);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Every access still asserts that its row and column lie in the view; those comparisons are between values that the loop
 //! around them knows, so the compiler removes them, where the bounds of a slice would be checked at every step. No view is made empty:
-//! its first element is always there.
+//! its first element is always there (`Rows::pass` may leave none, and then only a slice of nothing can be had).
 //!
 //! `rows`: contiguous rows, what most kernels read and write. `columns`: matrices that are read down their columns, what products
 //! step through. `transfer`: rows that become others. `cells`: a matrix that several threads write parts of.

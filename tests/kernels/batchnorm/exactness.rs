@@ -34,6 +34,7 @@ fn constant_channels_are_exact<T: Element>() {
             (3001, 5, 3001),
             (9000, 5, 9000),
             (1600, 5, 16),
+            (1600, 5, 32),
         ] {
             let mut layer = Layer::<T>::new(n as u64, n, c, 3).inner(l);
             layer.x.fill(value);

@@ -10,7 +10,7 @@ use evenkeel::simd::Element;
 /// A gradient is the same bits whatever else is asked for, and what is not asked for is not written.
 fn any_subset_of_gradients_is_the_whole<T: Element>() {
     for (variant, n, c, l) in
-        [(7, 37, 19, 1), (3, 1030, 5, 1), (0, 6, 1, 1), (7, 60, 7, 20), (3, 60, 7, 3), (7, 35, 70, 1)]
+        [(7, 37, 19, 1), (3, 1030, 5, 1), (0, 6, 1, 1), (7, 60, 7, 20), (3, 60, 7, 3), (7, 35, 70, 1), (7, 147, 7, 49)]
     {
         let layer = Layer::<T>::new(1, n, c, variant).inner(l);
         sweep::<T>(|_| {
@@ -64,6 +64,7 @@ fn fused_relu_is_two_kernels<T: Element>() {
         (102, 5, 7, 17),
         (80, 6, 5, 8),
         (35, 70, 7, 1),
+        (147, 5, 7, 49),
     ] {
         let fused = with_edges(Layer::<T>::new(2, n, c, variant).inner(l));
         let plain = Layer { activation: Activation::Identity, ..fused.clone() };

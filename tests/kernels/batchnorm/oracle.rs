@@ -114,13 +114,14 @@ impl<'a, T: Element> Oracle<'a, T> {
             sums[i % c].0 += dz[i].abs();
             sums[i % c].1 += (dz[i] * (x[i] - self.moments.mean[i % c])).abs();
         }
-        let leaves = n.div_ceil(1024) as f64;
-        let b_limit = |j: usize| ((16.0 + 64.0) * u + (leaves + 2.0) * U64) * sums[j].0;
-        // 16 + 64 roundings, one of t and one of a product that is not fused. t is measured from mean_hi, at most u |mean| away,
+        // A leaf of planes has at least 30 images of 32 values, or all there are.
+        let leaves = n.div_ceil(960) as f64;
+        let b_limit = |j: usize| (34.0 * u + (leaves + 2.0) * U64) * sums[j].0;
+        // 34 roundings, one of t and one of a product that is not fused. t is measured from mean_hi, at most u |mean| away,
         // and the part of the mean below that is taken out with an error of B.
         let d_limit = |j: usize| {
             let (mean, limits) = (self.moments.mean[j].abs(), self.limits[j]);
-            let roundings = 82.0 * u + (leaves + 4.0) * U64;
+            let roundings = 36.0 * u + (leaves + 4.0) * U64;
             roundings * sums[j].1 + (limits.mean + 2.0 * roundings * u * mean + U64 * mean) * sums[j].0
         };
         let after: Vec<f64> = wanted.dbeta.iter().map(|b| b + BEFORE).collect();
