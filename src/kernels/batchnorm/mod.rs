@@ -95,9 +95,10 @@
 //! of planes has a leaf's values and more, and below 2V for a single image of the shortest.
 //!
 //! Of planes some neighbouring channels are dealt with together: 16 KiB of each image in order, or where tensors are in memory, what
-//! stays in a second cache. Planes of 7 x 7 took half of the time that they took channel by channel, and those of 14 x 14 four fifths. By
-//! columns, as rows are, planes of 4 x 4 took half as long as along them, those of 5 x 5 as long, and those of 8 x 8 twice as long: their
-//! images are then often a multiple of 4 KiB apart, and 16 of them at once share too few sets of a cache.
+//! stays in a second cache. Planes of 7 x 7 took less than half of the time that they took channel by channel, and those of 14 x 14 four
+//! fifths. By columns, as rows are, planes of 4 x 4 took less than half as long as along them, those of 5 x 5 a third to two thirds, and
+//! those of 8 x 8 about twice as long: their images are then often a multiple of 4 KiB apart, and 16 of them at once share too few sets of
+//! a cache.
 //!
 //! Rows that are wide or far are read four at a time, others in tiles of 16: fewer places at once; sums go over the leaves
 //! backwards, so that what a pass reads last is near when the next one begins with it.
