@@ -113,7 +113,7 @@ fn how_channels_are_gathered<T: Element>() {
     }
 }
 
-/// The longest plane's last part is a single value.
+/// Parts are whole steps, which may leave a single value for the last.
 #[test]
 fn a_part_of_one_value() {
     let l = (1 << 21) + 1;
