@@ -1,5 +1,5 @@
 //! What sharing work costs: the same kernel on one thread, and split over two whatever its size. Where the second overtakes the
-//! first is where `FORK_NANOSECONDS` belongs.
+//! first is the least that `FORK_NANOSECONDS` can be.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use evenkeel::Threads;

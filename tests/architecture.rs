@@ -303,8 +303,8 @@ fn check_file(file: &str, source: &str) -> Vec<Violation> {
         if room != "simd" && (names(&["std", "arch"]) || names(&["core", "arch"]) || names(&["wide"])) {
             fail(path.line, format!("`{}` outside simd/", path.segments.join("::")));
         }
-        if file != "parallel.rs" && names(&["rayon"]) {
-            fail(path.line, format!("`{}` outside parallel.rs", path.segments.join("::")));
+        if file != "parallel/mod.rs" && names(&["rayon"]) {
+            fail(path.line, format!("`{}` outside parallel/mod.rs", path.segments.join("::")));
         }
     }
     for (token, line) in &tokens {
@@ -454,12 +454,12 @@ fn instruction_sets_threads_and_unsafe_stay_in_their_rooms() {
     for source in ["use rayon::prelude::*;", "fn f() { rayon::join(|| (), || ()); }", "use {rayon, std::fmt};"] {
         assert!(!check_file("kernels/gemm/mod.rs", source).is_empty(), "{source}");
         assert!(!check_file("simd/mod.rs", source).is_empty(), "{source}");
-        passes("parallel.rs", source);
+        passes("parallel/mod.rs", source);
     }
     for source in
         ["unsafe fn f() {}", "fn f() { unsafe { g() } }", "unsafe impl Send for X {}", "unsafe extern \"C\" {}"]
     {
-        fails("parallel.rs", source, 1, "unsafe");
+        fails("parallel/mod.rs", source, 1, "unsafe");
         fails("lib.rs", source, 1, "unsafe");
         passes("simd/mod.rs", source);
         passes("ffi/mod.rs", source);

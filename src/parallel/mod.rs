@@ -1,33 +1,44 @@
 //! Threads that the caller owns, and work cut by size alone.
 //!
 //! A [`Threads`] is a budget: a number of threads, or a pool that the caller already has. [`Threads::run`] enters it; inside,
-//! kernels split what is worth splitting, outside they run on the calling thread. A training step enters once.
+//! kernels split what is worth splitting, outside they run on the calling thread. A training run enters once.
 //!
 //! **Same bits for any number of threads.** Work is cut into blocks whose size depends on its shape only. Each block is
 //! computed by itself and written to a place of its own; partial results are merged afterwards in the order of their blocks.
 //! Which thread takes which block is left to the pool and changes nothing.
 //!
 //! **No worse than one thread.** Handing work to another thread takes a few microseconds, more where the worker has gone to
-//! sleep, so a kernel states what it will cost (`Cost`), and work below [`FORK_NANOSECONDS`] stays where it is.
+//! sleep, so a kernel states what it will cost (`Cost`), and work below [`FORK_NANOSECONDS`], or four times that where workers sleep,
+//! stays where it is.
+//!
+//! **Awake.** The workers of [`Threads::new`] look for work also where there is none at the moment, and so does who waits for another
+//! thread's half: what `watch` says of it.
 //!
 //! **No allocation.** Blocks are halved by recursion over `rayon::join`, whose jobs lie on the stack.
+
+mod watch;
 
 /// The pools of [`Threads::from_pool`] are this version's.
 pub use rayon;
 
 use crate::error::{Error, Result};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use watch::{Owner, Pauses, Watch};
 
 /// Estimated nanoseconds on one thread below which work is not split.
 ///
-/// `cargo bench --bench parallel` times one kernel over and over, on one thread and split over two whatever its size: while the
-/// workers are awake, the second overtakes the first between 30 and 60 us. In a training step they fall asleep between kernels and
-/// have to be woken: on a 4-core machine `evenkeel compare --lab mlp100 --data mnist` with 4 threads took a tenth longer than with one
-/// when work was split from 40 us on, and as long when it was split from 200 us on.
-pub const FORK_NANOSECONDS: u64 = 200_000;
+/// `cargo bench --bench parallel` times one kernel over and over, on one thread and split over two whatever its size: with workers that
+/// stay awake the second overtakes the first below 4 us. In a training step there are gaps, and threads share a machine with others: of
+/// 5, 10, 20, 50 and 200 us, `evenkeel compare --lab mlp100 --data mnist` took less time with 50 than with 200 for batches of 64 and 256
+/// on 2 and on 4 threads (0.76 to 0.92 of it), while with less it took now more and now less.
+pub const FORK_NANOSECONDS: u64 = 50_000;
+
+/// The same where workers fall asleep whenever they find nothing. On a 4-core machine the same command with 4 threads took a tenth longer
+/// than with one when work was split from 40 us on, and as long when it was split from 200 us on.
+const FORK_NANOSECONDS_ASLEEP: u64 = 200_000;
 
 /// What a piece of work costs, to decide whether splitting it pays.
 #[derive(Clone, Copy, Debug)]
@@ -46,16 +57,17 @@ impl Cost {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Scope {
     workers: usize,
     fork_nanoseconds: u64,
+    watch: Option<Arc<Watch>>,
 }
 
-const ALONE: Scope = Scope { workers: 1, fork_nanoseconds: u64::MAX };
+const ALONE: Scope = Scope { workers: 1, fork_nanoseconds: u64::MAX, watch: None };
 
 thread_local! {
-    static SCOPE: Cell<Scope> = const { Cell::new(ALONE) };
+    static SCOPE: RefCell<Scope> = const { RefCell::new(ALONE) };
 }
 
 static MIGRATED: AtomicU64 = AtomicU64::new(0);
@@ -81,6 +93,8 @@ pub fn migrated() -> u64 {
 pub struct Threads {
     pool: Option<Arc<rayon::ThreadPool>>,
     fork_nanoseconds: u64,
+    /// That of a pool made here, if each of its threads can have a processor for itself.
+    owner: Option<Arc<Owner>>,
 }
 
 impl fmt::Debug for Threads {
@@ -98,10 +112,14 @@ impl Default for Threads {
 impl Threads {
     /// The calling thread alone.
     pub fn one() -> Self {
-        Threads { pool: None, fork_nanoseconds: FORK_NANOSECONDS }
+        Threads { pool: None, fork_nanoseconds: FORK_NANOSECONDS, owner: None }
     }
 
     /// A pool of `count` threads, made here and ended with the last clone of this value; for 1, the calling thread alone.
+    ///
+    /// If they are no more than the processors, they are awake while [`run`](Self::run) goes on, also without work: a millisecond without
+    /// a break, and then with breaks of at most a millisecond. More threads sleep when they find nothing, and work is split for them from
+    /// 200 us on in place of [`FORK_NANOSECONDS`].
     ///
     /// # Errors
     /// If `count` is 0 or above 1024, or if the system gives no threads.
@@ -117,10 +135,28 @@ impl Threads {
             .thread_name(|i| format!("evenkeel-{i}"))
             .build()
             .map_err(|e| Error::invalid("threads", count, format!("a number that the system can give ({e})")))?;
-        Ok(Threads::from_pool(Arc::new(pool)))
+        let has_a_processor_each = std::thread::available_parallelism().is_ok_and(|available| count <= available.get());
+        let threads = Threads::from_pool(Arc::new(pool));
+        Ok(if has_a_processor_each { threads.kept_awake() } else { threads })
     }
 
-    /// A pool of rayon's that the caller already has.
+    /// With workers that keep watch: those of a new pool, which have no other work yet.
+    fn kept_awake(self) -> Self {
+        let owner = self.pool.as_ref().map(|pool| {
+            let watch = Arc::new(Watch::default());
+            let kept = Arc::clone(&watch);
+            pool.spawn_broadcast(move |_| kept.keep(does_other_work));
+            Arc::new(Owner(watch))
+        });
+        Threads { fork_nanoseconds: FORK_NANOSECONDS, owner, ..self }
+    }
+
+    fn watch(&self) -> Option<&Arc<Watch>> {
+        self.owner.as_ref().map(|owner| &owner.0)
+    }
+
+    /// A pool of rayon's that the caller already has. Its workers may have other things to do, and sleep when they find nothing: work is
+    /// split from 200 us on.
     ///
     /// # Examples
     /// ```
@@ -130,10 +166,11 @@ impl Threads {
     /// # Ok::<(), rayon::ThreadPoolBuildError>(())
     /// ```
     pub fn from_pool(pool: Arc<rayon::ThreadPool>) -> Self {
-        Threads { pool: Some(pool), fork_nanoseconds: FORK_NANOSECONDS }
+        Threads { pool: Some(pool), fork_nanoseconds: FORK_NANOSECONDS_ASLEEP, owner: None }
     }
 
-    /// The same threads, with work split from an estimated `nanoseconds` on (0: always) in place of [`FORK_NANOSECONDS`].
+    /// The same threads, with work split from an estimated `nanoseconds` on (0: always), in place of what [`new`](Self::new) and
+    /// [`from_pool`](Self::from_pool) say.
     ///
     /// For tests, and for machines where waking a thread costs something else.
     pub fn fork_from(mut self, nanoseconds: u64) -> Self {
@@ -154,7 +191,12 @@ impl Threads {
         match &self.pool {
             None => within(ALONE, f),
             Some(pool) => {
-                let scope = Scope { workers: pool.current_num_threads(), fork_nanoseconds: self.fork_nanoseconds };
+                let scope = Scope {
+                    workers: pool.current_num_threads(),
+                    fork_nanoseconds: self.fork_nanoseconds,
+                    watch: self.watch().cloned(),
+                };
+                let _entered = self.watch().map(|watch| watch.enter());
                 pool.install(|| within(scope, f))
             }
         }
@@ -173,13 +215,13 @@ impl Threads {
     pub fn together<R: Send>(&self, f: impl Fn(usize) -> R + Sync) -> Vec<R> {
         let Some(pool) = &self.pool else { return vec![within(ALONE, || f(0))] };
         let missing = AtomicUsize::new(pool.current_num_threads());
+        let _entered = self.watch().map(|watch| watch.enter());
         pool.broadcast(|context| {
             missing.fetch_sub(1, Ordering::AcqRel);
-            let mut waited = 0u32;
+            let mut pauses = Pauses::begin();
             while missing.load(Ordering::Acquire) > 0 {
-                // Where processors are fewer than threads, those that wait make room for those that are missing.
-                waited += 1;
-                if waited.is_multiple_of(1024) { std::thread::yield_now() } else { std::hint::spin_loop() }
+                // However long it takes the others to come.
+                pauses.next();
             }
             within(ALONE, || f(context.index()))
         })
@@ -190,11 +232,16 @@ fn within<R>(scope: Scope, f: impl FnOnce() -> R) -> R {
     struct Undo(Scope);
     impl Drop for Undo {
         fn drop(&mut self) {
-            SCOPE.with(|s| s.set(self.0));
+            SCOPE.with(|s| std::mem::swap(&mut *s.borrow_mut(), &mut self.0));
         }
     }
     let _undo = Undo(SCOPE.with(|s| s.replace(scope)));
     f()
+}
+
+/// Does a piece of the pool's work, if there is any.
+fn does_other_work() -> bool {
+    rayon::yield_now() == Some(rayon::Yield::Executed)
 }
 
 /// Work that can be cut between two of its blocks.
@@ -258,8 +305,10 @@ impl<A: Split> Split for Option<A> {
 /// Whether work of this cost is split, where there is something to split.
 #[inline]
 pub(crate) fn forks(cost: Cost) -> bool {
-    let scope = SCOPE.with(Cell::get);
-    scope.workers > 1 && cost.nanoseconds() >= scope.fork_nanoseconds
+    SCOPE.with(|s| {
+        let scope = s.borrow();
+        scope.workers > 1 && cost.nanoseconds() >= scope.fork_nanoseconds
+    })
 }
 
 /// Calls `f(index, block)` for each of `count` blocks of `work`, on several threads where `cost` says that it pays.
@@ -274,23 +323,25 @@ pub(crate) fn for_each_backwards<W: Split>(count: usize, cost: Cost, work: W, f:
 
 fn visit<W: Split>(count: usize, cost: Cost, work: W, f: &(impl Fn(usize, W) + Sync), backwards: bool) {
     if count > 0 {
-        let (forks, scope) = (count > 1 && forks(cost), SCOPE.with(Cell::get));
-        let shares = if forks { scope.workers } else { 1 };
-        halve(0, count, work, f, Order { forks, backwards, shares, scope });
+        let scope = (count > 1 && forks(cost)).then(|| SCOPE.with(|s| s.borrow().clone()));
+        if let Some(Scope { watch: Some(watch), .. }) = &scope {
+            watch.call();
+        }
+        let shares = scope.as_ref().map_or(1, |scope| scope.workers);
+        halve(0, count, work, f, Order { backwards, shares, scope: scope.as_ref() });
     }
 }
 
 #[derive(Clone, Copy)]
-struct Order {
-    forks: bool,
+struct Order<'a> {
     backwards: bool,
     /// Threads that have a share of it. Backwards is within a share, so that a thread finds near what it read last.
     shares: usize,
-    /// What holds on the thread that offers the work.
-    scope: Scope,
+    /// What holds on the thread that offers the work, if it is offered to others.
+    scope: Option<&'a Scope>,
 }
 
-fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync), order: Order) {
+fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) + Sync), order: Order<'_>) {
     if count == 1 {
         return f(first, work);
     }
@@ -299,26 +350,55 @@ fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) +
     let (a, b) = ((first, left, a), (first + left, count - left, b));
     let (a, b) = if order.backwards && order.shares <= 1 { (b, a) } else { (a, b) };
     let order = Order { shares: order.shares.div_ceil(2), ..order };
-    if !order.forks {
+    let Some(scope) = order.scope else {
         halve(a.0, a.1, a.2, f, order);
         return halve(b.0, b.1, b.2, f, order);
-    }
+    };
+    // Whether another thread is at work on the second half.
+    let is_away = AtomicBool::new(false);
     rayon::join_context(
-        |_| halve(a.0, a.1, a.2, f, order),
+        |_| {
+            halve(a.0, a.1, a.2, f, order);
+            // Not asleep, for a while: then as `join` waits.
+            let mut pauses = Pauses::begin();
+            while scope.watch.is_some() && is_away.load(Ordering::Acquire) {
+                if !does_other_work() && !pauses.next() {
+                    break;
+                }
+            }
+        },
         |context| {
             if !context.migrated() {
                 return halve(b.0, b.1, b.2, f, order);
             }
+            let _away = Away::begin(&is_away);
             MIGRATED.fetch_add(1, Ordering::Relaxed);
             // So that what is offered there can be split as well.
-            within(order.scope, || halve(b.0, b.1, b.2, f, order));
+            within(scope.clone(), || halve(b.0, b.1, b.2, f, order));
         },
     );
+}
+
+/// Says so as long as it is there, also where what it stands for panics.
+struct Away<'a>(&'a AtomicBool);
+
+impl<'a> Away<'a> {
+    fn begin(is_away: &'a AtomicBool) -> Self {
+        is_away.store(true, Ordering::Release);
+        Away(is_away)
+    }
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     const DEAR: Cost = Cost { flops: usize::MAX, bytes: 0 };
 
@@ -367,6 +447,93 @@ mod tests {
             }
         }
         panic!("no piece of the outer work ran on another thread");
+    }
+
+    /// Work that is split, in so many pieces.
+    fn fork(pieces: usize, f: impl Fn(usize) + Sync) {
+        for_each(pieces, DEAR, Blocks { data: &vec![0u8; pieces], block: 1 }, |i, _| f(i));
+    }
+
+    /// Two threads that are kept awake, whatever the number of processors.
+    fn two_awake() -> Threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        Threads::from_pool(Arc::new(pool)).kept_awake()
+    }
+
+    #[test]
+    fn a_call_that_waits_for_another_call_is_served() {
+        let threads = two_awake();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let other = threads.clone();
+            scope.spawn(move || {
+                other.run(move || {
+                    fork(2, |_| ());
+                    receiver.recv().unwrap();
+                });
+            });
+            threads.run(move || sender.send(()).unwrap());
+        });
+    }
+
+    #[test]
+    fn work_of_the_caller_beside_ours_ends() {
+        let threads = two_awake();
+        for _ in 0..2000 {
+            let sums = threads.run(|| {
+                let sum = |n| {
+                    let all = AtomicUsize::new(0);
+                    fork(n, |i| {
+                        all.fetch_add(i, Ordering::Relaxed);
+                    });
+                    all.into_inner()
+                };
+                rayon::join(|| sum(64), || rayon::join(|| Threads::one().run(|| sum(8)), || sum(16)))
+            });
+            assert_eq!(sums, (2016, (28, 120)));
+        }
+    }
+
+    #[test]
+    fn only_threads_with_a_processor_each_are_kept_awake() {
+        let available = std::thread::available_parallelism().unwrap().get();
+        let too_many = Threads::new(available + 1).unwrap();
+        assert!(too_many.owner.is_none() && too_many.fork_nanoseconds == FORK_NANOSECONDS_ASLEEP);
+        if available > 1 {
+            let fitting = Threads::new(available).unwrap();
+            assert!(fitting.owner.is_some() && fitting.fork_nanoseconds == FORK_NANOSECONDS);
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_piece_that_panics_panics() {
+        let threads = two_awake();
+        let has_moved = AtomicBool::new(false);
+        // Whether a worker takes the second piece in time is up to the system.
+        for _ in 0..10_000 {
+            let has_begun = AtomicBool::new(false);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                threads.run(|| {
+                    let home = rayon::current_thread_index();
+                    fork(2, |i| {
+                        if i == 1 {
+                            has_moved.fetch_or(rayon::current_thread_index() != home, Ordering::AcqRel);
+                            has_begun.store(true, Ordering::Release);
+                            panic!("the piece that panics");
+                        }
+                        let start = Instant::now();
+                        while !has_begun.load(Ordering::Acquire) && start.elapsed() < Duration::from_millis(1) {
+                            std::thread::yield_now();
+                        }
+                    });
+                });
+            }));
+            assert!(result.is_err());
+            if has_moved.load(Ordering::Acquire) {
+                return threads.run(|| fork(2, |_| ()));
+            }
+        }
+        panic!("no second piece ran on another thread");
     }
 
     #[test]
