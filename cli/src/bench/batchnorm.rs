@@ -6,8 +6,8 @@ use super::course::{self, Course, budgets_of, noise_cell};
 use super::memory::{Buffers, Pass as Over, l2};
 use super::norm::{TEXTBOOK, Tensors};
 use super::peers::{self, Peer};
-use super::sample::{Effort, NOISY, SAMPLE, Samples, repetitions, take_turns};
-use super::{at_once, budgets, count_of_threads, isas, line, multiply_adds, percent, rounded, timed};
+use super::sample::{Effort, NOISY, Samples, repetitions, sample_seconds, take_turns};
+use super::{at_once, budgets, count_of_threads, isas, line, multiply_adds, percent, rounded, settle, timed};
 use crate::args::{BatchNorm, ElementType};
 use crate::chart::{Figure, figures};
 use crate::failure::Failure;
@@ -128,7 +128,7 @@ fn time<T: Element>(
     let mut run = |turn: Turn, reps: usize| match turn {
         Turn::Ours(isa) => threads.run(|| {
             with_isa(isa, || {
-                tensors.pass(); // so that what fits in a cache is in it, as with the passes over memory
+                settle(threads, || tensors.pass());
                 timed(|| (0..reps).for_each(|_| tensors.pass()))
             })
         }),
@@ -139,7 +139,7 @@ fn time<T: Element>(
     let others = [Turn::Over(Over::Read), Turn::Over(last), Turn::Textbook];
     let mut turns = Vec::new();
     for turn in isas.iter().map(|&isa| Turn::Ours(isa)).chain(others) {
-        turns.push((turn, repetitions(SAMPLE, |reps| run(turn, reps))));
+        turns.push((turn, repetitions(sample_seconds(threads.count()), |reps| run(turn, reps))));
     }
     let seconds = run(turns[0].0, turns[0].1);
     turns.push((Turn::Witness, repetitions(seconds, |reps| run(Turn::Witness, reps))));
@@ -285,7 +285,7 @@ impl<T: Element> Course for Table<'_, T> {
         lines
     }
 
-    fn legend(&self, _: &[Case]) -> Vec<String> {
+    fn legend(&self, cases: &[Case]) -> Vec<String> {
         let mut lines = vec![
             "us: medians of the samples; spread: (p90 - p10) / median. GB/s: of what the pass must move at least.".to_string(),
             "Roof: the same in the time of the same sweeps without arithmetic over as much memory, in turns with the samples.".to_string(),
@@ -295,6 +295,7 @@ impl<T: Element> Course for Table<'_, T> {
         let mut names = vec![format!("{TEXTBOOK} (a plain loop on one thread)")];
         names.extend(self.peers.iter().map(|peer| peer.name.clone()));
         lines.push(format!("{}: their time over that of the row; above 1 ours is faster.", names.join(", ")));
+        lines.extend(peers::unpaired(self.peers, cases.iter().map(|case| (case.job, case.threads)), T::NAME));
         lines.push(format!(
             "Noise: the spread of a loop of multiply-adds as long as the samples and in turns with them; !: above {}.",
             percent(NOISY)

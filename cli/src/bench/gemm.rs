@@ -4,8 +4,10 @@ use super::course::{self, Course, budgets_of, noise_cell};
 use super::peers::{self, Peer};
 use super::product::{Form, Operands, Product};
 use super::rival::{RIVAL, Rival};
-use super::sample::{Effort, NOISY, SAMPLE, Samples, median, repetitions, take_turns};
-use super::{at_once, budgets, count_of_threads, flops_of_unit, isas, line, multiply_adds, percent, rounded, timed};
+use super::sample::{Effort, NOISY, Samples, median, repetitions, sample_seconds, take_turns};
+use super::{
+    at_once, budgets, count_of_threads, flops_of_unit, isas, line, multiply_adds, percent, rounded, settle, timed,
+};
 use crate::args::{ElementType, Gemm};
 use crate::chart::{Figure, figures};
 use crate::failure::Failure;
@@ -123,19 +125,24 @@ fn time<T: Rival>(
     let at_once = &at_once(threads)?;
     // Seconds of one turn that repeats itself.
     let mut run = |turn: Turn, reps: usize| match turn {
-        Turn::Ours(isa) => threads.run(|| with_isa(isa, || timed(|| (0..reps).for_each(|_| operands.multiply())))),
+        Turn::Ours(isa) => threads.run(|| {
+            with_isa(isa, || {
+                settle(threads, || operands.multiply());
+                timed(|| (0..reps).for_each(|_| operands.multiply()))
+            })
+        }),
         Turn::Peak(isa) => multiply_adds::<T>(isa, at_once, reps),
         Turn::Rival => timed(|| (0..reps).for_each(|_| operands.multiply_with_rival())),
     };
     let mut turns = Vec::new();
     for &isa in isas {
-        let reps = repetitions(SAMPLE, |reps| run(Turn::Ours(isa), reps));
+        let reps = repetitions(sample_seconds(threads.count()), |reps| run(Turn::Ours(isa), reps));
         turns.push((Turn::Ours(isa), reps));
         let seconds = run(Turn::Ours(isa), reps);
         turns.push((Turn::Peak(isa), repetitions(seconds, |reps| run(Turn::Peak(isa), reps))));
     }
     if threads.count() == 1 {
-        turns.push((Turn::Rival, repetitions(SAMPLE, |reps| run(Turn::Rival, reps))));
+        turns.push((Turn::Rival, repetitions(sample_seconds(1), |reps| run(Turn::Rival, reps))));
     }
     let sample = |i: usize| {
         let (turn, reps) = turns[i];
@@ -275,6 +282,7 @@ impl<T: Rival> Course for Table<'_, T> {
                 self.isas[0]
             ));
         }
+        lines.extend(peers::unpaired(self.peers, cases.iter().map(|case| (case.product, case.threads)), T::NAME));
         let budgets = budgets_of(cases.iter().map(|case| case.threads));
         lines.extend(budgets.into_iter().map(|threads| peaks(cases, self.isas, threads)));
         lines

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
     match bench {
@@ -227,9 +227,26 @@ fn flops_of_unit<T: Element>(isa: Isa, threads: &Threads) -> f64 {
     (with_isa(isa, || probe::fma::<T>(ROUNDS)) * threads.count()) as f64
 }
 
-/// Runs `f` on every thread at once and returns the most that it returned.
+/// Runs `f` on every thread at once, when they have settled, and returns the most that it returned.
 fn slowest(threads: &Threads, f: impl Fn(usize) -> f64 + Sync) -> f64 {
-    threads.together(f).into_iter().fold(0.0, f64::max)
+    let seconds = threads.together(|thread| {
+        settle(threads, std::hint::spin_loop);
+        f(thread)
+    });
+    seconds.into_iter().fold(0.0, f64::max)
+}
+
+/// How long several threads need until each has a processor of its own. A system may wake a thread on the processor of the one that
+/// calls it, though others are idle, and move it when it next compares their loads: that took up to 20 ms.
+const SETTLING: Duration = Duration::from_millis(20);
+
+/// Calls `f` before it is timed: until several threads have settled, and once in any case, so that what fits in a cache is in it.
+fn settle(threads: &Threads, mut f: impl FnMut()) {
+    let start = Instant::now();
+    f();
+    while threads.count() > 1 && start.elapsed() < SETTLING {
+        f();
+    }
 }
 
 /// Seconds that `f` takes.

@@ -30,6 +30,19 @@ impl<J: Copy + PartialEq> Peer<J> {
     }
 }
 
+/// Says who has no time for any case that was measured: a job with a number of threads, all of one type.
+pub(crate) fn unpaired<J: Copy + PartialEq>(
+    peers: &[Peer<J>],
+    measured: impl Iterator<Item = (J, usize)> + Clone,
+    element: &str,
+) -> Option<String> {
+    let is_unpaired =
+        |peer: &&Peer<J>| measured.clone().all(|(job, threads)| peer.seconds(job, element, threads).is_none());
+    let names: Vec<&str> = peers.iter().filter(is_unpaired).map(|peer| peer.name.as_str()).collect();
+    let names = (!names.is_empty()).then(|| names.join(", "))?;
+    Some(format!("{names}: no time for any of these cases is in the file."))
+}
+
 /// The jobs among the lines of a file, by who did them; a line without `peer` goes by the file's name.
 ///
 /// `job` tells which one a case and a shape are, or `None`: such lines are passed over, and lines without text. Those in `taken` are
@@ -132,6 +145,10 @@ mod tests {
         assert_eq!(found[0].seconds(plain, "f32", 4), None);
         assert_eq!(found[0].seconds(tn, "f32", 1), None);
         assert_eq!(found[1].seconds(tn, "f32", 4), Some(8.0 * 1e-6));
+        let unpaired = |job, element| unpaired(&found, [(job, 1)].into_iter(), element).unwrap_or_default();
+        assert!(unpaired(plain, "f64").starts_with("before, matrixmultiply (before): no time"));
+        assert!(unpaired(tn, "f32").starts_with("torch, before: no time"));
+        assert_eq!(super::unpaired(&found[..1], [(plain, 1), (tn, 1)].into_iter(), "f32"), None);
     }
 
     #[test]

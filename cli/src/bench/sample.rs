@@ -8,8 +8,11 @@ use std::time::Instant;
 /// another process shared the core, or a host gave a tenth of the time to others, the spread was 13 % and more.
 pub(crate) const NOISY: f64 = 0.05;
 
-/// Least seconds of a sample of a kernel: a thousand times what a clock can be off by.
-pub(crate) const SAMPLE: f64 = 0.4e-3;
+/// Seconds of a sample of a kernel, at least about: on one thread a thousand times what a clock can be off by. Several threads first need
+/// some time to settle, and a sample makes up for that.
+pub(crate) fn sample_seconds(threads: usize) -> f64 {
+    if threads == 1 { 0.4e-3 } else { 4e-3 }
+}
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]

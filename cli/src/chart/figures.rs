@@ -181,7 +181,7 @@ pub(crate) fn rooflines(title: &str, note: &str, panels: Vec<Roofline>) -> Figur
             title: panel.title,
             x: axis("memory that the pass touches, MiB", Scale::Log),
             y: axis("GB/s", Scale::Log),
-            series: std::iter::once(series(("roof".to_owned(), panel.roof), Form::Line))
+            series: std::iter::once(series(("roof".to_owned(), as_line(panel.roof)), Form::Line))
                 .chain(drawn.map(|rates| series(rates, Form::Points)))
                 .collect(),
         }
@@ -193,6 +193,15 @@ pub(crate) fn rooflines(title: &str, note: &str, panels: Vec<Roofline>) -> Figur
         share_y: ShareY::All,
         panels: panels.into_iter().map(panel).collect(),
     }
+}
+
+/// Points at one x as a line to both sides of the highest, a tenth of an octave far; others as they are.
+fn as_line(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let Some(&(x, _)) = points.first().filter(|first| points.iter().all(|point| point.0 == first.0)) else {
+        return points;
+    };
+    let (highest, aside) = (points.iter().fold(f64::MIN, |highest, point| highest.max(point.1)), 0.1f64.exp2());
+    vec![(x / aside, highest), (x * aside, highest)]
 }
 
 /// Points at 1, 2, 3 and so on.
@@ -213,4 +222,17 @@ fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
         }
     }
     seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_roof_at_one_size_is_a_line_at_its_highest() {
+        let line = as_line(vec![(4.0, 1.0), (4.0, 3.0), (4.0, 2.0)]);
+        assert!(line.len() == 2 && line[0].0 < 4.0 && line[1].0 > 4.0 && line.iter().all(|point| point.1 == 3.0));
+        assert_eq!(as_line(vec![(4.0, 1.0), (5.0, 3.0)]), [(4.0, 1.0), (5.0, 3.0)]);
+        assert_eq!(as_line(Vec::new()), []);
+    }
 }
