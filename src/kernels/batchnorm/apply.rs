@@ -133,7 +133,8 @@ pub(super) fn by_planes<T: Element>(
 ) {
     let isa = Isa::current();
     let (Shape { n, c, l }, width) = (planes.shape, planes.channels);
-    let cost = Cost { flops: 6 * y.len(), bytes: 3 * size_of_val(y) };
+    let reads_twice = matches!(given, Given::Nothing { .. });
+    let cost = Cost { flops: 6 * y.len(), bytes: (2 + usize::from(reads_twice)) * size_of_val(y) };
     let y = Channels { cells: CellsMut::new(y, (n, c * l), (c * l, 1)), width: width * l };
     let (constants, own) = match given {
         Given::Constants(constants) => (Some(constants), None),

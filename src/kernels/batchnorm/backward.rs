@@ -3,7 +3,7 @@
 use super::apply::{Channels, Images, parts};
 use super::gradient::{Data, Path, Slopes, Sums, Upstream};
 use super::saved::Constants;
-use super::shape::{Grid, Leaf, Planes, Reach, Runs, Shape, narrow, spread, widen};
+use super::shape::{Grid, Leaf, Leaves, Planes, Reach, Runs, Shape, narrow, spread, widen};
 use super::sums;
 use super::{ABREAST, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
@@ -67,7 +67,7 @@ pub(super) fn by_rows<T: Element>(
     let mut any_scaled = false;
     if dgamma.is_some() || dbeta.is_some() || is_batch {
         let [mean, a, b] = spread(grid, 0, [mean, a, b], &mut *of_forward);
-        sums_by_rows(x, flow.dy(), grid, Constants { mean, a, b }, activation, partial);
+        sums_by_rows(isa, (x, flow.dy()), grid, Constants { mean, a, b }, activation, partial);
         let slopes = (has_input && is_batch).then(|| RowsMut::new(of_slopes, ROWS_OF_SLOPES, grid.cols, grid.cols));
         let leaves = Leaves::OfGrid(grid, partial);
         any_scaled = isa.run(Finish { leaves, count: step.count, saved, dgamma, dbeta, slopes });
@@ -84,7 +84,7 @@ pub(super) fn by_rows<T: Element>(
     let slopes = Slopes { first: row(0), second: row(1), is_scaled: row(2), rstd: row(3) };
     let path = step.path(slopes, any_scaled);
     let [mean, a, b] = spread(grid, offset, [mean, a, b], of_forward);
-    input_by_rows(x, dy, dx, (grid, offset), Constants { mean, a, b }, path, activation);
+    input_by_rows(isa, (x, dy, dx), (grid, offset), Constants { mean, a, b }, path, activation);
 }
 
 impl Step {
@@ -99,14 +99,13 @@ impl Step {
 
 /// Pass 1 by rows: for each leaf [`ROWS_OF_LEAF`] rows in `partial`.
 fn sums_by_rows<T: Element>(
-    x: &[T],
-    dy: &[T],
+    isa: Isa,
+    (x, dy): (&[T], &[T]),
     grid: Grid,
     constants: Constants<&[T]>,
     activation: Activation,
     partial: &mut [T],
 ) {
-    let isa = Isa::current();
     let cost = Cost { flops: 5 * x.len(), bytes: 2 * size_of_val(x) };
     let work = BlocksMut { data: partial, block: ROWS_OF_LEAF * grid.cols };
     parallel::for_each_backwards(grid.leaves(), cost, work, |i, partial| {
@@ -115,15 +114,6 @@ fn sums_by_rows<T: Element>(
         let (x, dy, reach) = (rows(&x[leaf.start..]), rows(&dy[leaf.start..]), grid.reach);
         isa.run(LeafSums { x, dy, leaf, reach, constants, activation, partial: partial.data });
     });
-}
-
-/// What is known of leaves.
-#[derive(Clone, Copy)]
-enum Leaves<'a, T> {
-    /// [`ROWS_OF_LEAF`] rows of a grid's columns for each.
-    OfGrid(Grid, &'a [T]),
-    /// [`PARTS_OF_LEAF`] numbers of each channel for each, side by side for all channels.
-    OfPlanes(Planes, &'a [T]),
 }
 
 impl<T: Element> Leaves<'_, T> {
@@ -161,6 +151,7 @@ impl<T: Element> Leaves<'_, T> {
 
 /// What the sums of leaves left, as the gradients of gamma and beta and as what pass 2 needs of each column.
 struct Finish<'a, 'b, T> {
+    /// Of a grid [`ROWS_OF_LEAF`] rows for each, of planes [`PARTS_OF_LEAF`] numbers.
     leaves: Leaves<'a, T>,
     /// Values of a channel.
     count: usize,
@@ -182,12 +173,11 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
         let mut any_scaled = false;
         for first in (0..channels).step_by(ABREAST) {
             let channels = (first, ABREAST.min(channels - first));
-            let is_abreast = match finish.leaves {
-                Leaves::OfGrid(grid, _) => grid.is_abreast(channels.1),
-                Leaves::OfPlanes(..) => channels.1 == ABREAST,
+            any_scaled |= if finish.leaves.are_abreast(channels.1) {
+                finish.abreast::<true>((first, ABREAST))
+            } else {
+                finish.abreast::<false>(channels)
             };
-            any_scaled |=
-                if is_abreast { finish.abreast::<true>((first, ABREAST)) } else { finish.abreast::<false>(channels) };
         }
         any_scaled
     }
@@ -268,15 +258,13 @@ impl<T: Element> Kernel<T> for LeafSums<'_, T> {
 /// Pass 2 by rows; without `dy` over `dx`. Constants and slopes are those of the columns from `offset` on, as in
 /// [`apply::by_rows`](super::apply::by_rows).
 fn input_by_rows<T: Element>(
-    x: &[T],
-    dy: Option<&[T]>,
-    dx: &mut [T],
+    isa: Isa,
+    (x, dy, dx): (&[T], Option<&[T]>, &mut [T]),
     (grid, offset): (Grid, usize),
     constants: Constants<&[T]>,
     path: Path<&[T]>,
     activation: Activation,
 ) {
-    let isa = Isa::current();
     let (cols, reach, block) = (grid.cols, grid.reach_of_rows::<T>(), ROWS * grid.cols);
     let cost = Cost { flops: 7 * x.len(), bytes: 3 * size_of_val(x) };
     let (head, dx) = dx.split_at_mut(offset);
@@ -434,11 +422,7 @@ impl<T: Element> Kernel<T> for RunSums<'_, T> {
             Activation::Relu => sums::along::<V, _>(Upstream::<_, _, true> { x, dy, constants }, runs, lanes, reach),
         }
         for (channel, lanes) in lanes.chunks_exact(each).enumerate() {
-            let (dz, dzt) = sums::total(lanes);
-            let ((dz, dz_low), (dzt, dzt_low)) = (T::split(dz), T::split(dzt));
-            for (row, number) in [dz, dz_low, dzt, dzt_low].into_iter().enumerate() {
-                parts[row * c + channel] = number;
-            }
+            sums::keep(sums::total(lanes), parts, (channel, c));
         }
     }
 }

@@ -5,11 +5,11 @@ use crate::simd::{Lanes, Rows, RowsMut, Transfer, TransferRow};
 
 /// Rows that are written before the next columns are: their constants are loaded once for all. Eight took up to a quarter longer where
 /// they came from the last cache, and a tenth less where they came from memory.
-const ABREAST: usize = 4;
+const AT_ONCE: usize = 4;
 
 /// The same of rows that are far, and of narrow ones, whose columns are gone over soon.
-const ABREAST_FAR: usize = 8;
-const ABREAST_NARROW: usize = 64;
+const AT_ONCE_FAR: usize = 8;
+const AT_ONCE_NARROW: usize = 64;
 
 /// Bytes of a row up to which it is narrow.
 const NARROW: usize = 128;
@@ -74,21 +74,21 @@ pub(super) fn write<V: Lanes, M: Map<V>>(
 #[inline(always)]
 fn down<V: Lanes, M: Map<V>, const FAR: bool>(map: M, mut data: Transfer<'_, V::Elem>) {
     let (rows, cols) = data.shape();
-    let abreast = match cols * size_of::<V::Elem>() {
-        ..=NARROW => ABREAST_NARROW,
-        _ if FAR => ABREAST_FAR,
-        _ => ABREAST,
+    let at_once = match cols * size_of::<V::Elem>() {
+        ..=NARROW => AT_ONCE_NARROW,
+        _ if FAR => AT_ONCE_FAR,
+        _ => AT_ONCE,
     };
-    for first in (0..rows).step_by(abreast) {
-        let count = abreast.min(rows - first);
+    for first in (0..rows).step_by(at_once) {
+        let count = at_once.min(rows - first);
         let mut j = 0;
         while j + 2 * V::WIDTH <= cols {
             let values =
                 [map.block((first, count), (j, V::WIDTH)), map.block((first, count), (j + V::WIDTH, V::WIDTH))];
             for i in 0..count {
                 if FAR {
-                    data.prefetch(first + i + abreast, j);
-                    values[0].prefetch(i + abreast, 0);
+                    data.prefetch(first + i + at_once, j);
+                    values[0].prefetch(i + at_once, 0);
                 }
                 for k in 0..2 {
                     let at = j + k * V::WIDTH;

@@ -230,6 +230,35 @@ impl Grid {
     }
 }
 
+/// What one pass left of each leaf, for another to merge.
+#[derive(Clone, Copy)]
+pub(super) enum Leaves<'a, T> {
+    /// Rows of a grid's columns.
+    OfGrid(Grid, &'a [T]),
+    /// Numbers of each channel, side by side for all channels.
+    OfPlanes(Planes, &'a [T]),
+}
+
+impl<T> Leaves<'_, T> {
+    /// How many.
+    pub(super) fn count(self) -> usize {
+        match self {
+            Leaves::OfGrid(grid, _) => grid.leaves(),
+            Leaves::OfPlanes(planes, _) => planes.leaf_count(),
+        }
+    }
+
+    /// Whether the numbers of `len` channels from any on are [`ABREAST`] neighbours: what is told in a type, so that there is no other way
+    /// to go and vectors stay vectors.
+    #[inline(always)]
+    pub(super) fn are_abreast(self, len: usize) -> bool {
+        match self {
+            Leaves::OfGrid(grid, _) => grid.is_abreast(len),
+            Leaves::OfPlanes(..) => len == ABREAST,
+        }
+    }
+}
+
 /// Rows of numbers for channels, as rows for the columns of a grid from `offset` on, the first `offset` of them last: in `scratch`, a row
 /// for each, where those are others.
 pub(super) fn spread<'a, T: Element, const N: usize>(

@@ -1,7 +1,7 @@
 //! Mean and variance per channel: sums of a leaf about a shift, merged.
 
 use super::saved::{Moments, ROW_OF_VAR, ROWS_OF_SAVED, rstd};
-use super::shape::{Grid, Leaf, Planes, Reach, Runs, widen};
+use super::shape::{Grid, Leaf, Leaves, Planes, Reach, Runs, widen};
 use super::sums::{self, Deviations, PerPlane};
 use super::{ABREAST, BatchNorm, Saved, TILE};
 use crate::parallel::{self, BlocksMut, Cost};
@@ -47,17 +47,9 @@ pub(super) fn by_rows<T: Element>(norm: &BatchNorm<'_, T>, x: &[T], grid: Grid, 
 /// did is NaN.
 struct Merge<'a, 'b, T> {
     norm: &'a BatchNorm<'b, T>,
+    /// Of a grid [`ROWS_OF_LEAF`] rows for each, of planes [`PARTS_OF_LEAF`] numbers.
     leaves: Leaves<'a, T>,
     saved: RowsMut<'a, T>,
-}
-
-/// What is known of leaves.
-#[derive(Clone, Copy)]
-enum Leaves<'a, T> {
-    /// [`ROWS_OF_LEAF`] rows of a grid's columns for each.
-    OfGrid(Grid, &'a [T]),
-    /// [`PARTS_OF_LEAF`] numbers of each channel for each, side by side for all channels.
-    OfPlanes(Planes, &'a [T]),
 }
 
 /// Of some channels in a leaf: how many values each has, the shift, and the sums of the deviations from it and of their squares.
@@ -69,13 +61,6 @@ struct Part {
 }
 
 impl<T: Element> Leaves<'_, T> {
-    fn count(self) -> usize {
-        match self {
-            Leaves::OfGrid(grid, _) => grid.leaves(),
-            Leaves::OfPlanes(planes, _) => planes.leaf_count(),
-        }
-    }
-
     /// Leaf `i` of some channels: their first, and how many.
     #[inline(always)]
     fn part<const IS_ABREAST: bool>(self, i: usize, all: usize, channels: (usize, usize)) -> Part {
@@ -121,11 +106,7 @@ impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
         let mut all_finite = true;
         for first in (0..norm.channels).step_by(ABREAST) {
             let channels = (first, ABREAST.min(norm.channels - first));
-            let is_abreast = match leaves {
-                Leaves::OfGrid(grid, _) => grid.is_abreast(channels.1),
-                Leaves::OfPlanes(..) => channels.1 == ABREAST,
-            };
-            all_finite &= if is_abreast {
+            all_finite &= if leaves.are_abreast(channels.1) {
                 merge_abreast::<T, true>(norm, leaves, &mut saved, (first, ABREAST))
             } else {
                 merge_abreast::<T, false>(norm, leaves, &mut saved, channels)
@@ -248,10 +229,7 @@ impl<T: Element> Kernel<T> for RunMoments<'_, T> {
                 sums::along::<V, _>(moved, one, lanes, reach);
                 found = sums::total(lanes);
             }
-            let ((sum, sum_low), (squares, squares_low)) = (T::split(found.0), T::split(found.1));
-            for (row, number) in [sum, sum_low, squares, squares_low].into_iter().enumerate() {
-                parts[row * c + channel] = number;
-            }
+            sums::keep(found, parts, (channel, c));
         }
     }
 }

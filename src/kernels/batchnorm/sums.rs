@@ -374,6 +374,15 @@ pub(super) fn total<T: Element>(lanes: &[T]) -> (f64, f64) {
     (sums[0], sums[1])
 }
 
+/// Writes both sums of a channel in two parts each, into a row of numbers for all `channels` for each part.
+#[inline(always)]
+pub(super) fn keep<T: Element>((u, uv): (f64, f64), parts: &mut [T], (channel, channels): (usize, usize)) {
+    let ((u, u_low), (uv, uv_low)) = (T::split(u), T::split(uv));
+    for (row, number) in [u, u_low, uv, uv_low].into_iter().enumerate() {
+        parts[row * channels + channel] = number;
+    }
+}
+
 /// Deviations from a shift, as both factors.
 #[derive(Clone, Copy)]
 pub(super) struct Deviations<'a, T, P> {
