@@ -75,7 +75,11 @@ fn destination(path: &Path) -> io::Result<Destination> {
 
 /// The hidden file beside `path` that becomes it once it is whole.
 fn part_of(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
+    // `file_name` passes over a separator at the end, which says that a folder is meant.
+    let is_folder =
+        path.as_os_str().as_encoded_bytes().last().is_some_and(|&last| std::path::is_separator(last.into()));
+    let name = path.file_name().filter(|_| !is_folder);
+    let name = name.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(format!(".{}.part", std::process::id()));
@@ -149,6 +153,7 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(replace(&folder.path().join("missing/file"), b"x").is_err());
         assert!(check(&folder.path().join("missing/file")).is_err());
+        assert!(check(&folder.path().join("no-folder-yet/")).is_err());
         check(&folder.path().join("new")).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -185,6 +185,9 @@ impl Threads {
 
     /// Runs `f` with these threads at the disposal of the kernels that it calls.
     ///
+    /// While a kernel waits for another thread, its own may run what another caller brings to these threads: hold no lock across a kernel
+    /// that `f` of another caller needs.
+    ///
     /// `f` itself runs on one of them, so what is set for the calling thread (see [`with_isa`](crate::simd::with_isa)) does not
     /// hold in it.
     pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
