@@ -67,6 +67,7 @@ enum Values {
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
 enum Extra {
     None,
+    Relu,
     Bias,
     BiasRelu,
     ColumnSums,
@@ -130,6 +131,7 @@ impl Extra {
     fn epilogue<T>(self, numbers: &mut [T]) -> Epilogue<'_, T> {
         match self {
             Extra::None => Epilogue::None,
+            Extra::Relu => Epilogue::Relu,
             Extra::Bias => Epilogue::Bias(numbers),
             Extra::BiasRelu => Epilogue::BiasRelu(numbers),
             Extra::ColumnSums => Epilogue::ColumnSums(numbers),
@@ -189,6 +191,7 @@ fn check<T: Element>(case: &Case) {
     let mut sums_bound = vec![0.0; n];
     match case.extra {
         Extra::None => {}
+        Extra::Relu => expected = reference::relu::forward(&expected),
         Extra::Bias | Extra::BiasRelu => {
             for at in 0..m * n {
                 expected[at] += sums[at % n];

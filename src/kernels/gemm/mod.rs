@@ -67,7 +67,7 @@ mod tiny;
 
 use crate::matrix::{MatMut, MatRef};
 use crate::simd::{CellsMut, Element, Isa, PerElement};
-use blocking::{MC, NC};
+use blocking::{KC, MC, NC};
 use micro::{Bias, Buffer, Finish, Scatter};
 use pass::{B, Multiply, Whole};
 pub use prepacked::{PackedB, gemm_packed};
@@ -77,15 +77,15 @@ use tiny::Tiny;
 /// Elements of the widest vector: whole vectors are stored, so packed panels need up to so many elements more than they have.
 const WIDEST: usize = 16;
 
-/// Elements of scratch that [`gemm`] needs for a product of this size.
+/// Elements of scratch that [`gemm`] needs for a product of this size; what suffices for one suffices for a smaller one.
 pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
     if m == 0 || n == 0 {
         // Nothing is multiplied, however long its sums would be.
         return 0;
     }
     // C may be written through its transpose, so either may be the wider. Every task packs its own rows of A, and stores one vector
-    // more at most. Thin products copy what is few.
-    let (widest, kc) = (m.max(n), blocking::kc(k));
+    // more at most. Thin products copy what is few. A block of k may be longer where k is shorter, and is no longer than this.
+    let (widest, kc) = (m.max(n), k.min(KC));
     (kc * (widest.min(NC) + WIDEST) + (kc + 1) * widest.min(MC) + WIDEST).max(k.saturating_mul(2 * THIN))
 }
 
@@ -94,6 +94,8 @@ pub fn scratch_len<T: Element>(m: usize, k: usize, n: usize) -> usize {
 pub enum Epilogue<'a, T> {
     /// Nothing.
     None,
+    /// Replaces what is not above zero by +0 and keeps NaN, after all else: ReLU.
+    Relu,
     /// Adds one number to each column of C, `[n]`, after all else: a layer's bias.
     Bias(&'a [T]),
     /// Adds one number to each column of C, `[n]`, then replaces what is not above zero by +0 and keeps NaN: bias and ReLU.
@@ -110,6 +112,7 @@ impl<'a, T> Epilogue<'a, T> {
         match *self {
             Epilogue::Bias(bias) => (Bias::OfColumns(bias), false),
             Epilogue::BiasRelu(bias) => (Bias::OfColumns(bias), true),
+            Epilogue::Relu => (Bias::None, true),
             Epilogue::None | Epilogue::ColumnSums(_) => (Bias::None, false),
         }
     }
@@ -226,7 +229,8 @@ fn general<T: Element>(call: Call<'_, T>) {
         (a, b, c, finish) = (b.transpose(), a.transpose(), c.transpose(), finish.transposed());
     }
     if let Bias::None = finish.bias {
-        let mut call = Call { alpha, a, b, beta, c, epilogue: Epilogue::None, scratch };
+        let epilogue = if relu { Epilogue::Relu } else { Epilogue::None };
+        let mut call = Call { alpha, a, b, beta, c, epilogue, scratch };
         if call.is_tiny() {
             return isa.run(Tiny(&mut call));
         }
@@ -245,7 +249,7 @@ fn check<T: Element>(
 ) {
     let (m, k, c) = (a.rows(), a.cols(), (c.rows(), c.cols()));
     let columns = match epilogue {
-        Epilogue::None => n,
+        Epilogue::None | Epilogue::Relu => n,
         Epilogue::Bias(x) | Epilogue::BiasRelu(x) => x.len(),
         Epilogue::ColumnSums(x) => x.len(),
     };

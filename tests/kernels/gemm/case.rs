@@ -153,19 +153,21 @@ impl<T: Element> Matrix<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extra {
     None,
+    Relu,
     Bias,
     BiasRelu,
     ColumnSums,
 }
 
 impl Extra {
-    pub(super) const ALL: [Extra; 4] = [Extra::None, Extra::Bias, Extra::BiasRelu, Extra::ColumnSums];
+    pub(super) const ALL: [Extra; 5] = [Extra::None, Extra::Relu, Extra::Bias, Extra::BiasRelu, Extra::ColumnSums];
     /// Those that a packed B can do.
-    pub(super) const PACKED: [Extra; 3] = [Extra::None, Extra::Bias, Extra::BiasRelu];
+    pub(super) const PACKED: [Extra; 4] = [Extra::None, Extra::Relu, Extra::Bias, Extra::BiasRelu];
 
     pub(super) fn epilogue<T>(self, numbers: &mut [T]) -> Epilogue<'_, T> {
         match self {
             Extra::None => Epilogue::None,
+            Extra::Relu => Epilogue::Relu,
             Extra::Bias => Epilogue::Bias(numbers),
             Extra::BiasRelu => Epilogue::BiasRelu(numbers),
             Extra::ColumnSums => Epilogue::ColumnSums(numbers),
@@ -237,7 +239,7 @@ impl Case {
     /// Any layouts, offsets, scalars and epilogue, with B packed now and then.
     pub(super) fn drawn(size: (usize, usize, usize), rng: &mut Rng) -> Self {
         let layouts = [0; 3].map(|_| Layout::drawn(rng));
-        let extra = Extra::ALL[rng.index(4)];
+        let extra = Extra::ALL[rng.index(Extra::ALL.len())];
         let can_pack = extra != Extra::ColumnSums;
         Case {
             size,
@@ -317,13 +319,14 @@ impl Case {
         let mut numbers_unit = vec![0.0; n];
         match self.extra {
             Extra::None => {}
+            // Its slope is at most 1: it makes no error larger.
+            Extra::Relu => wanted = reference::relu::forward(&wanted),
             Extra::Bias | Extra::BiasRelu => {
                 for e in 0..m * n {
                     wanted[e] += numbers[e % n];
                     unit[e] += numbers[e % n].abs();
                 }
                 if self.extra == Extra::BiasRelu {
-                    // Its slope is at most 1: it makes no error larger.
                     wanted = reference::relu::forward(&wanted);
                 }
             }

@@ -73,11 +73,13 @@ fn bias_and_relu_follow_the_product<T: Element>() {
                         _ => operands.numbers[j],
                     };
                 }
-                for extra in [Extra::Bias, Extra::BiasRelu] {
+                for extra in [Extra::Relu, Extra::Bias, Extra::BiasRelu] {
                     let wanted: Vec<T> = (0..m * n)
-                        .map(|e| match plain[e] + operands.numbers[e % n] {
-                            z if extra == Extra::BiasRelu && z <= T::ZERO => T::ZERO,
-                            z => z,
+                        .map(|e| {
+                            match if extra == Extra::Relu { plain[e] } else { plain[e] + operands.numbers[e % n] } {
+                                z if extra != Extra::Bias && z <= T::ZERO => T::ZERO,
+                                z => z,
+                            }
                         })
                         .collect();
                     zeros += wanted.iter().filter(|&&x| x == T::ZERO).count();
