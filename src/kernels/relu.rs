@@ -39,6 +39,29 @@ pub fn backward<T: Element>(x: &[T], dy: &[T], dx: &mut [T]) {
     gate("relu backward: x, dy and dx", x, dy, dx);
 }
 
+/// [`backward`] with the gradient of x over the upstream gradient: `dy` becomes dx, the same bits.
+///
+/// `x` may be the input of [`forward`] or its output: they are above zero in the same places.
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// # Examples
+/// ```
+/// let mut dy = [1.0, 2.0, 3.0];
+/// evenkeel::kernels::relu::backward_in_place(&[-1.0, 0.0, 2.0], &mut dy);
+/// assert_eq!(dy, [0.0, 0.0, 3.0]);
+/// ```
+pub fn backward_in_place<T: Element>(x: &[T], dy: &mut [T]) {
+    assert!(x.len() == dy.len(), "relu backward: x and dy: lengths {:?}", [x.len(), dy.len()]);
+    let isa = Isa::current();
+    let (len, bytes) = (dy.len(), 3 * size_of_val(dy));
+    let work = (Blocks { data: x, block: BLOCK }, BlocksMut { data: dy, block: BLOCK });
+    parallel::for_each(len.div_ceil(BLOCK), Cost { flops: len, bytes }, work, |_, (x, dy)| {
+        isa.run(GateInPlace { gate: x.data, value: dy.data });
+    });
+}
+
 /// `out = value` where `gate` is above zero or NaN, else +0.
 fn gate<T: Element>(what: &str, gate: &[T], value: &[T], out: &mut [T]) {
     let lengths = [gate.len(), value.len(), out.len()];
@@ -70,6 +93,23 @@ impl<T: Element> Kernel<T> for Gate<'_, T> {
     }
 }
 
+struct GateInPlace<'a, T> {
+    gate: &'a [T],
+    value: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for GateInPlace<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Lanes<Elem = T>>(self) {
+        for start in (0..self.value.len()).step_by(V::WIDTH) {
+            let gate = V::load_up_to(&self.gate[start..]);
+            V::load_up_to(&self.value[start..]).gated(gate).store_up_to(&mut self.value[start..]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +124,8 @@ mod tests {
         assert_eq!(y[2..], [0.0, 5.0]);
         backward(&x, &[1.0, 2.0, 3.0, 4.0], &mut y);
         assert_eq!(y, [1.0, 0.0, 0.0, 4.0]);
+        let mut dy = [1.0, 2.0, 3.0, 4.0];
+        backward_in_place(&x, &mut dy);
+        assert_eq!(dy, y);
     }
 }
