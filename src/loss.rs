@@ -40,30 +40,48 @@ impl Loss {
         if y.shape() != dy.shape() {
             return Err(Error::shape("loss: gradient", y.shape(), dy.shape()));
         }
+        match self.fitting(y, targets)? {
+            Targets::Classes(labels) => softmax_xent::forward_backward(y.data(), labels, dy.data()),
+            Targets::Values(values) => Ok(mse::forward_backward(y.data(), values, dy.data())),
+        }
+    }
+
+    /// The loss of outputs `y` alone: the same bits.
+    ///
+    /// # Shapes
+    /// As [`Loss::forward_backward`].
+    ///
+    /// # Errors
+    /// If a shape does not fit, if the targets are not of the loss's kind, or if a class is not below c.
+    pub fn forward<T: Element>(self, y: TensorRef<'_, T>, targets: Targets<'_, T>) -> Result<f64> {
+        match self.fitting(y, targets)? {
+            Targets::Classes(labels) => softmax_xent::forward(y.data(), labels),
+            Targets::Values(values) => Ok(mse::forward(y.data(), values)),
+        }
+    }
+
+    /// The targets, if they are of this loss's kind and as many as the outputs.
+    fn fitting<'t, T: Element>(self, y: TensorRef<'_, T>, targets: Targets<'t, T>) -> Result<Targets<'t, T>> {
         match (self, targets) {
             (Loss::CrossEntropy, Targets::Classes(labels)) => {
                 let [rows, _] = *y.shape().dims() else {
                     return Err(Error::shape("cross-entropy: outputs", "[n, c]", y.shape()));
                 };
                 if labels.len() != rows {
-                    return Err(Error::shape(
-                        "cross-entropy: classes",
-                        Shape::new(&[rows]),
-                        Shape::new(&[labels.len()]),
-                    ));
+                    let (wanted, found) = (Shape::new(&[rows]), Shape::new(&[labels.len()]));
+                    return Err(Error::shape("cross-entropy: classes", wanted, found));
                 }
-                softmax_xent::forward_backward(y.data(), labels, dy.data())
             }
             (Loss::Mse, Targets::Values(values)) => {
                 if values.len() != y.data().len() {
                     return Err(Error::shape("mse: values", y.shape(), format!("{} elements", values.len())));
                 }
-                Ok(mse::forward_backward(y.data(), values, dy.data()))
             }
             (Loss::CrossEntropy, Targets::Values(_)) => {
-                Err(Error::invalid("cross-entropy: targets", "values", "classes"))
+                return Err(Error::invalid("cross-entropy: targets", "values", "classes"));
             }
-            (Loss::Mse, Targets::Classes(_)) => Err(Error::invalid("mse: targets", "classes", "values")),
+            (Loss::Mse, Targets::Classes(_)) => return Err(Error::invalid("mse: targets", "classes", "values")),
         }
+        Ok(targets)
     }
 }

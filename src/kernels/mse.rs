@@ -39,6 +39,24 @@ pub fn forward_backward<T: Element>(y: &[T], target: &[T], dy: &mut [T]) -> f64 
     total / y.len() as f64
 }
 
+/// [`forward_backward`] without the gradient: the same bits.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn forward<T: Element>(y: &[T], target: &[T]) -> f64 {
+    let lengths = [y.len(), target.len()];
+    assert!(lengths[0] == lengths[1], "mse: y and target: lengths {lengths:?}");
+    if y.is_empty() {
+        return 0.0;
+    }
+    let (isa, mut differences, mut total) = (Isa::current(), [T::ZERO; BLOCK], 0.0);
+    for (y, target) in y.chunks(BLOCK).zip(target.chunks(BLOCK)) {
+        let dy = &mut differences[..y.len()];
+        total += isa.run(Differences { y, target, dy, factor: T::ONE }).to_f64();
+    }
+    total / y.len() as f64
+}
+
 /// Leaves `factor (y - target)` in dy; returns the sum of the squared differences.
 struct Differences<'a, T> {
     y: &'a [T],
@@ -74,6 +92,8 @@ mod tests {
         let mut dy = [0.0f64; 3];
         assert_eq!(forward_backward(&[1.0, 2.0, 6.0], &[1.0, 5.0, 3.0], &mut dy), 6.0);
         assert_eq!(dy, [0.0, -2.0, 2.0]);
+        assert_eq!(forward(&[1.0, 2.0, 6.0], &[1.0, 5.0, 3.0]), 6.0);
+        assert_eq!(forward::<f32>(&[], &[]), 0.0);
         assert_eq!(forward_backward::<f32>(&[], &[], &mut []), 0.0);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::golden::pytorch::{XENT_GRADIENT, XENT_LABELS, XENT_LOGITS, XENT_LOSS};
 use crate::support::*;
-use evenkeel::kernels::softmax_xent::forward_backward;
+use evenkeel::kernels::softmax_xent::{forward, forward_backward};
 use evenkeel::reference;
 use evenkeel::simd::{Element, with_isa};
 use evenkeel::{Rng, Threads};
@@ -13,6 +13,7 @@ fn run<T: Element>(logits: &[T], labels: &[u8], offset: usize) -> (f64, Vec<T>) 
     let mut gradient = Guarded::unwritten(logits.get().len(), (offset + 7) % 16);
     let loss = forward_backward(logits.get(), labels, gradient.get_mut()).unwrap();
     gradient.check("cross-entropy gradient");
+    assert_eq!(forward(logits.get(), labels).unwrap().to_bits(), loss.to_bits(), "with the gradient and without");
     (loss, gradient.get().to_vec())
 }
 
