@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::kernels::update::{self, Momentum};
 use crate::simd::Element;
+use crate::tensor::Tensor;
 
 /// Moves parameters along their gradients.
 ///
@@ -41,25 +42,25 @@ fn check(what: &str, value: f64, least: f64, below: f64) -> Result<f64> {
 }
 
 /// Grows `state` to hold tensor `index` of `len` elements, zeros at first.
-fn state<T: Element>(state: &mut Vec<Vec<T>>, index: usize, len: usize) -> Result<&mut [T]> {
+fn state<T: Element>(state: &mut Vec<Tensor<T>>, index: usize, len: usize) -> Result<&mut [T]> {
     while state.len() <= index {
-        state.push(Vec::new());
+        state.push(Tensor::zeros([0])?);
     }
     let tensor = &mut state[index];
-    if tensor.is_empty() {
-        tensor.resize(len, T::ZERO);
+    if tensor.shape().is_empty() {
+        *tensor = Tensor::zeros([len])?;
     }
-    if tensor.len() == len {
-        return Ok(tensor);
+    if tensor.data().len() == len {
+        return Ok(tensor.data_mut());
     }
-    Err(Error::shape(format!("optimiser: parameter {index}"), format!("{} elements", tensor.len()), len))
+    Err(Error::shape(format!("optimiser: parameter {index}"), format!("{} elements", tensor.data().len()), len))
 }
 
 /// Stochastic gradient descent with momentum, in PyTorch's order.
 #[derive(Clone, Debug)]
-pub struct Sgd<T> {
+pub struct Sgd<T: Element> {
     step: update::Sgd,
-    buffers: Vec<Vec<T>>,
+    buffers: Vec<Tensor<T>>,
 }
 
 impl<T: Element> Sgd<T> {
@@ -111,10 +112,10 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
 
 /// Adam, in PyTorch's order; defaults beta1 0.9, beta2 0.999, eps 1e-8, no weight decay.
 #[derive(Clone, Debug)]
-pub struct Adam<T> {
+pub struct Adam<T: Element> {
     step: update::Adam,
-    first: Vec<Vec<T>>,
-    second: Vec<Vec<T>>,
+    first: Vec<Tensor<T>>,
+    second: Vec<Tensor<T>>,
 }
 
 impl<T: Element> Adam<T> {
