@@ -126,6 +126,15 @@ impl Lanes for F32x16 {
         unsafe { F32x16(_mm512_mask_blend_ps(mask, no.0, yes.0)) }
     }
     #[inline(always)]
+    fn flush_subnormal(self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe {
+            // Zero and what is subnormal have no bit in the exponent field.
+            let exponent = _mm512_set1_epi32(0x7f80_0000);
+            F32x16(_mm512_maskz_mov_ps(_mm512_test_epi32_mask(_mm512_castps_si512(self.0), exponent), self.0))
+        }
+    }
+    #[inline(always)]
     fn pow2(self) -> Self {
         let shifted = self + Self::splat(f32::ROUND_MAGIC);
         // SAFETY: AVX-512 was detected (top of the file).
@@ -265,6 +274,15 @@ impl Lanes for F64x8 {
     fn select(mask: __mmask8, yes: Self, no: Self) -> Self {
         // SAFETY: AVX-512 was detected (top of the file).
         unsafe { F64x8(_mm512_mask_blend_pd(mask, no.0, yes.0)) }
+    }
+    #[inline(always)]
+    fn flush_subnormal(self) -> Self {
+        // SAFETY: AVX-512 was detected (top of the file).
+        unsafe {
+            // Zero and what is subnormal have no bit in the exponent field.
+            let exponent = _mm512_set1_epi64(0x7ff0_0000_0000_0000);
+            F64x8(_mm512_maskz_mov_pd(_mm512_test_epi64_mask(_mm512_castpd_si512(self.0), exponent), self.0))
+        }
     }
     #[inline(always)]
     fn pow2(self) -> Self {

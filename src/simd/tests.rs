@@ -48,7 +48,7 @@ macro_rules! check {
                 }
                 unary("sqrt", &|x| x.sqrt(), &|x| x.sqrt());
                 let flush = |x: $elem| if x.abs() <= $elem::LARGEST_SUBNORMAL { 0.0 } else { x };
-                unary("flush_subnormal", &|x| x.flush_subnormal() + V::zero(), &|x| flush(x) + 0.0);
+                unary("flush_subnormal", &|x| x.flush_subnormal(), &flush);
 
                 let row = |i: usize| 7 * i % (self.values.len() - V::WIDTH);
                 let mut square = [V::zero(); 16];
@@ -132,7 +132,7 @@ check!(f64);
 
 #[test]
 fn every_operation_agrees_with_plain_arithmetic() {
-    let special = [0.0, -0.0, 1.0, -1.5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 3.0e-42, -1e-44, 1e-310, 1e30];
+    let special = [0.0, -0.0, 1.0, -1.5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1.1e-38, -1e-44, -2.2e-308, 1e30];
     let ordinary = |i: usize| 3.0 * (1.7 * i as f64).sin();
     let values: Vec<f64> =
         (0..64).map(|i| if i % 3 == 0 { special[i / 3 % special.len()] } else { ordinary(i) }).collect();
