@@ -19,7 +19,7 @@
 //! step down. The same bits on every fused instruction set and for any number of threads.
 //!
 //! **Cost.** SGD with momentum moves 3 reads and 2 writes, Adam 4 reads and 3 writes; Adam also takes one root and one division
-//! an element.
+//! an element, for which it waits while the data are in a cache.
 //!
 //! **References.** Sutskever et al., ICML 2013, for the momentum form; Kingma and Ba, ICLR 2015, algorithm 1; PyTorch's
 //! documentation of `SGD` and `Adam` for the order.
@@ -27,6 +27,9 @@
 use crate::kernels::BLOCK;
 use crate::parallel::{self, Blocks, BlocksMut, Cost};
 use crate::simd::{Element, Isa, Kernel, Lanes};
+
+/// Vectors that an Adam step takes together.
+const ABREAST: usize = 2;
 
 /// How momentum enters an SGD step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,16 +142,70 @@ pub fn adam<T: Element>(adam: &Adam, p: &mut [T], g: &[T], m: &mut [T], v: &mut 
     let others = [g.len(), m.len(), v.len()];
     assert!(others == [len; 3], "adam: {len} parameters; gradients and moments: {others:?}");
     let isa = Isa::current();
+    let factors = Factors::new(adam);
     let parameters = (BlocksMut { data: p, block: BLOCK }, Blocks { data: g, block: BLOCK });
     let moments = (BlocksMut { data: m, block: BLOCK }, BlocksMut { data: v, block: BLOCK });
     let cost = Cost { flops: 12 * len, bytes: 7 * size_of::<T>() * len };
     parallel::for_each(len.div_ceil(BLOCK), cost, (parameters, moments), |_, ((p, g), (m, v))| {
-        isa.run(AdamStep { adam, p: p.data, g: g.data, m: m.data, v: v.data });
+        isa.run(AdamStep { factors, p: p.data, g: g.data, m: m.data, v: v.data });
     });
 }
 
+/// The scalars of a step, computed in f64 and rounded once.
+#[derive(Clone, Copy)]
+struct Factors<T> {
+    minus_size: T,
+    root_correction: T,
+    eps: T,
+    decay: T,
+    rest1: T,
+    beta2: T,
+    rest2: T,
+}
+
+impl<T: Element> Factors<T> {
+    fn new(adam: &Adam) -> Self {
+        let Adam { lr, beta1, beta2, eps, weight_decay, step } = *adam;
+        Factors {
+            minus_size: T::from_f64(-lr / (1.0 - power(beta1, step))),
+            root_correction: T::from_f64(1.0 / (1.0 - power(beta2, step)).sqrt()),
+            eps: T::from_f64(eps),
+            decay: T::from_f64(weight_decay),
+            rest1: T::from_f64(1.0 - beta1),
+            beta2: T::from_f64(beta2),
+            rest2: T::from_f64(1.0 - beta2),
+        }
+    }
+
+    /// Moves `N` vectors of each slice, or what there is of them.
+    ///
+    /// A vector's moments are stored before the next vector is read: with all reads first, steps over large arrays took up to 15 % longer.
+    #[inline(always)]
+    fn step<V: Lanes<Elem = T>, const N: usize>(&self, p: &mut [T], g: &[T], m: &mut [T], v: &mut [T]) {
+        let decay = V::splat(self.decay);
+        let (rest1, beta2, rest2) = (V::splat(self.rest1), V::splat(self.beta2), V::splat(self.rest2));
+        let minus_size = V::splat(self.minus_size);
+        let at = |i: usize| i * V::WIDTH;
+        let [mut ps, mut ms, mut vs] = [[V::zero(); N]; 3];
+        for i in 0..N {
+            ps[i] = V::load_up_to(&p[at(i)..]);
+            let g = decay.mul_add(ps[i], V::load_up_to(&g[at(i)..]));
+            let old = V::load_up_to(&m[at(i)..]);
+            vs[i] = beta2.mul_add(V::load_up_to(&v[at(i)..]), rest2 * (g * g)).flush_subnormal();
+            vs[i].store_up_to(&mut v[at(i)..]);
+            ms[i] = rest1.mul_add(g - old, old).flush_subnormal();
+            ms[i].store_up_to(&mut m[at(i)..]);
+        }
+        let (root_correction, eps) = (V::splat(self.root_correction), V::splat(self.eps));
+        for i in 0..N {
+            let denominator = vs[i].sqrt().mul_add(root_correction, eps);
+            minus_size.mul_add(ms[i] / denominator, ps[i]).store_up_to(&mut p[at(i)..]);
+        }
+    }
+}
+
 struct AdamStep<'a, T> {
-    adam: &'a Adam,
+    factors: Factors<T>,
     p: &'a mut [T],
     g: &'a [T],
     m: &'a mut [T],
@@ -160,23 +217,19 @@ impl<T: Element> Kernel<T> for AdamStep<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let Adam { lr, beta1, beta2, eps, weight_decay, step } = *self.adam;
-        let minus_size = V::splat(T::from_f64(-lr / (1.0 - power(beta1, step))));
-        let root_correction = V::splat(T::from_f64(1.0 / (1.0 - power(beta2, step)).sqrt()));
-        let decay = V::splat(T::from_f64(weight_decay));
-        let (rest1, beta2, rest2) =
-            (V::splat(T::from_f64(1.0 - beta1)), V::splat(T::from_f64(beta2)), V::splat(T::from_f64(1.0 - beta2)));
-        let eps = V::splat(T::from_f64(eps));
-        for i in (0..self.p.len()).step_by(V::WIDTH) {
-            let p = V::load_up_to(&self.p[i..]);
-            let g = decay.mul_add(p, V::load_up_to(&self.g[i..]));
-            let m = V::load_up_to(&self.m[i..]);
-            let m = rest1.mul_add(g - m, m).flush_subnormal();
-            let v = beta2.mul_add(V::load_up_to(&self.v[i..]), rest2 * (g * g)).flush_subnormal();
-            m.store_up_to(&mut self.m[i..]);
-            v.store_up_to(&mut self.v[i..]);
-            let denominator = v.sqrt().mul_add(root_correction, eps);
-            minus_size.mul_add(m / denominator, p).store_up_to(&mut self.p[i..]);
+        let size = ABREAST * V::WIDTH;
+        let whole = self.p.len() / size * size;
+        let (p, p_rest) = self.p.split_at_mut(whole);
+        let (g, g_rest) = self.g.split_at(whole);
+        let (m, m_rest) = self.m.split_at_mut(whole);
+        let (v, v_rest) = self.v.split_at_mut(whole);
+        let groups = p.chunks_exact_mut(size).zip(g.chunks_exact(size));
+        let moments = m.chunks_exact_mut(size).zip(v.chunks_exact_mut(size));
+        for ((p, g), (m, v)) in groups.zip(moments) {
+            self.factors.step::<V, ABREAST>(p, g, m, v);
+        }
+        for i in (0..p_rest.len()).step_by(V::WIDTH) {
+            self.factors.step::<V, 1>(&mut p_rest[i..], &g_rest[i..], &mut m_rest[i..], &mut v_rest[i..]);
         }
     }
 }
