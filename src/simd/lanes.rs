@@ -94,6 +94,18 @@ pub trait Lanes:
         Self::select(self.le(largest), above_smallest, self)
     }
 
+    /// `v.sqrt().mul_add(scale, offset)` of several vectors, to the bit.
+    ///
+    /// Together, so that a backend whose divider is slower than all the rest can find some of the roots without it.
+    #[inline(always)]
+    fn roots_mul_add<const N: usize>(mut v: [Self; N], scale: Self::Elem, offset: Self::Elem) -> [Self; N] {
+        let (scale, offset) = (Self::splat(scale), Self::splat(offset));
+        for i in 0..N {
+            v[i] = v[i].sqrt().mul_add(scale, offset);
+        }
+        v
+    }
+
     /// e to the power of `self`, for `self` at most 0; NaN stays NaN.
     ///
     /// x = n ln 2 + r with integer n and |r| <= ln(2)/2; e^x = 2^n e^r, e^r by its Taylor series to a degree that leaves less

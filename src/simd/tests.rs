@@ -50,6 +50,41 @@ macro_rules! check {
                 let flush = |x: $elem| if x.abs() <= $elem::LARGEST_SUBNORMAL { 0.0 } else { x };
                 unary("flush_subnormal", &|x| x.flush_subnormal(), &flush);
 
+                // Roots together: in the range where a backend may find them otherwise, with zeros and subnormals; then with a lane
+                // that is not in it.
+                let top: $elem = 18_446_744_073_709_551_616.0;
+                let (nan, inf, smallest) = ($elem::NAN, $elem::INFINITY, $elem::MIN_POSITIVE);
+                let mixed = |i: u64| $elem::from_bits(i.wrapping_mul(0x9e37_79b9_7f4a_7c15) as _);
+                let below_top = |x: $elem| $elem::from_bits(x.to_bits() % top.to_bits());
+                let mut inside: Vec<$elem> = (0..1 << 13).map(mixed).map(below_top).collect();
+                inside.extend([0.0, -0.0, $elem::LARGEST_SUBNORMAL, 1e-45, smallest, top.next_down()].repeat(8));
+                let together = |x: &[$elem]| {
+                    // The largest scale in range for an offset of 1e-8 is between 1374 and 1375.
+                    for scale in [1.0, 31.6, 1374.0, 1375.0, 0.5, top, 2.0 * top, inf, nan] {
+                        for offset in [1e-8, 0.0, 1e-16, 1.0, -1.0, 1e30, inf, nan] {
+                            let v: [V; 3] = std::array::from_fn(|i| V::load(&x[i * V::WIDTH..]));
+                            let plain = v.map(|v| v.sqrt().mul_add(V::splat(scale), V::splat(offset)));
+                            let found = V::roots_mul_add(v, scale, offset);
+                            let [mut y, mut z] = [[0.0; 48]; 2];
+                            for i in 0..3 {
+                                found[i].store(&mut y[i * V::WIDTH..]);
+                                plain[i].store(&mut z[i * V::WIDTH..]);
+                            }
+                            for (x, (y, z)) in x.iter().zip(y.into_iter().zip(z)) {
+                                assert!(same(y, z), "{} sqrt({x}) * {scale} + {offset} = {y}", self.isa);
+                            }
+                        }
+                    }
+                };
+                inside.chunks_exact(3 * V::WIDTH).for_each(together);
+                for i in 0..3 * V::WIDTH {
+                    for outside in [top, $elem::MAX, inf, nan, -1.0, -smallest, -inf] {
+                        let mut x = [1.5; 48];
+                        x[i] = outside;
+                        together(&x[..3 * V::WIDTH]);
+                    }
+                }
+
                 let row = |i: usize| 7 * i % (self.values.len() - V::WIDTH);
                 let mut square = [V::zero(); 16];
                 for i in 0..V::WIDTH {
