@@ -81,9 +81,9 @@ pub trait Element:
     #[inline(always)]
     fn split(x: f64) -> (Self, Self) {
         let high = Self::from_f64(x);
-        // An infinite high part has no remainder: inf - inf would be NaN.
-        let low = if high.is_finite() { Self::from_f64(x - high.to_f64()) } else { Self::ZERO };
-        (high, low)
+        // An infinite high part has no remainder: inf - inf would be NaN. It is computed in any case, so that several are side by side.
+        let low = Self::from_f64(x - high.to_f64());
+        (high, if high.is_finite() { low } else { Self::ZERO })
     }
 
     /// The number that [`Element::split`] took apart.

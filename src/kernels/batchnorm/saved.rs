@@ -132,24 +132,40 @@ pub(super) struct Moments {
     pub(super) rstd: f64,
 }
 
-impl Moments {
-    /// What is saved.
-    #[inline(always)]
-    fn constants<T: Element>(self, gamma: f64, beta: f64) -> [T; ROWS_OF_SAVED] {
-        let (mean_hi, mean_lo) = T::split(self.mean);
-        let a = T::from_f64(gamma * self.rstd);
-        let b = T::from_f64(beta - a.to_f64() * mean_lo.to_f64());
-        let (rstd_hi, rstd_lo) = T::split(self.rstd);
-        let (var_hi, var_lo) = T::split(self.var);
-        [mean_hi, mean_lo, a, b, rstd_hi, rstd_lo, var_hi, var_lo]
+/// What is saved of some channels: a row for each number, so that channels are computed side by side.
+#[inline(always)]
+fn constants<T: Element, const N: usize>(
+    moments: &[Moments; N],
+    gamma: [f64; N],
+    beta: [f64; N],
+) -> [[T; N]; ROWS_OF_SAVED] {
+    let split = |of: fn(&Moments) -> f64| {
+        let (mut high, mut low) = ([T::ZERO; N], [T::ZERO; N]);
+        for k in 0..N {
+            (high[k], low[k]) = T::split(of(&moments[k]));
+        }
+        (high, low)
+    };
+    let (mean_hi, mean_lo) = split(|moments| moments.mean);
+    let (mut a, mut b) = ([T::ZERO; N], [T::ZERO; N]);
+    for k in 0..N {
+        a[k] = T::from_f64(gamma[k] * moments[k].rstd);
     }
+    for k in 0..N {
+        b[k] = T::from_f64(beta[k] - a[k].to_f64() * mean_lo[k].to_f64());
+    }
+    let (rstd_hi, rstd_lo) = split(|moments| moments.rstd);
+    let (var_hi, var_lo) = split(|moments| moments.var);
+    [mean_hi, mean_lo, a, b, rstd_hi, rstd_lo, var_hi, var_lo]
 }
 
 /// 1 / sqrt(var + eps), and 0 where that sum is 0 (a channel without spread and without eps).
 #[inline(always)]
 pub(super) fn rstd(var: f64, eps: f64) -> f64 {
     let sum = var + eps;
-    if sum == 0.0 { 0.0 } else { 1.0 / sum.sqrt() }
+    // Computed in any case, so that several are computed side by side.
+    let rstd = 1.0 / sum.sqrt();
+    if sum == 0.0 { 0.0 } else { rstd }
 }
 
 impl<'a, T: Element> BatchNorm<'a, T> {
@@ -162,7 +178,7 @@ impl<'a, T: Element> BatchNorm<'a, T> {
     pub(super) fn save(&self, channel: usize, moments: Moments, saved: &mut CellsMut<'_, T>) {
         let gamma = self.gamma.map_or(1.0, |gamma| gamma[channel].to_f64());
         let beta = self.beta.map_or(0.0, |beta| beta[channel].to_f64());
-        for (row, value) in moments.constants(gamma, beta).into_iter().enumerate() {
+        for (row, [value]) in constants(&[moments], [gamma], [beta]).into_iter().enumerate() {
             *saved.at(row, channel) = value;
         }
     }
@@ -177,14 +193,7 @@ impl<'a, T: Element> BatchNorm<'a, T> {
     ) {
         let of = |numbers: Option<&[T]>, absent| numbers.map_or([absent; ABREAST], |row| widen(row, first, len));
         let (gamma, beta) = (of(self.gamma, 1.0), of(self.beta, 0.0));
-        let mut rows = [[T::ZERO; ABREAST]; ROWS_OF_SAVED];
-        for k in 0..ABREAST {
-            let constants = moments[k].constants(gamma[k], beta[k]);
-            for row in 0..ROWS_OF_SAVED {
-                rows[row][k] = constants[row];
-            }
-        }
-        for (i, row) in rows.iter().enumerate() {
+        for (i, row) in constants(moments, gamma, beta).iter().enumerate() {
             narrow(row, saved.slice(i, first, len), 0, len);
         }
     }

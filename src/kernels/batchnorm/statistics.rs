@@ -147,14 +147,18 @@ fn merge_abreast<T: Element, const IS_ABREAST: bool>(
             squares[k] += part.squares[k] + delta * (part.count * delta - 2.0 * part.sum[k]);
         }
     }
-    let mut moments = [Moments { mean: 0.0, var: 0.0, rstd: 0.0 }; ABREAST];
+    let (mut var, mut rstds) = ([0.0; ABREAST], [0.0; ABREAST]);
     let mut all_finite = true;
     for k in 0..ABREAST {
         let is_finite = squares[k].is_finite();
-        let var = if is_finite { squares[k].max(0.0) / count } else { f64::NAN };
-        moments[k] = Moments { mean: base[k] + mean[k], var, rstd: rstd(var, norm.eps) };
+        let quotient = squares[k].max(0.0) / count;
+        var[k] = if is_finite { quotient } else { f64::NAN };
         all_finite &= is_finite || k >= channels.1;
     }
+    for k in 0..ABREAST {
+        rstds[k] = rstd(var[k], norm.eps);
+    }
+    let moments = std::array::from_fn(|k| Moments { mean: base[k] + mean[k], var: var[k], rstd: rstds[k] });
     norm.save_abreast(channels, &moments, saved);
     all_finite
 }
