@@ -19,6 +19,7 @@ pub(crate) fn criterion() -> Criterion {
 }
 
 /// Normal numbers, aligned.
+#[allow(dead_code, reason = "batches of bytes are drawn otherwise")]
 pub(crate) fn noise<T: Element>(shape: impl Into<Shape>) -> Tensor<T> {
     let mut rng = Rng::new(1, "bench");
     let mut tensor = Tensor::zeros(shape).expect("a bench's tensor fits");

@@ -5,7 +5,7 @@ pub mod digits;
 pub mod idx;
 mod loader;
 
-pub use loader::{Batch, LastBatch, Loader, Order, Scale};
+pub use loader::{Batch, Batches, LastBatch, Loader, Order, Scale};
 
 use crate::error::{Error, Result};
 

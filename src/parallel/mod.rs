@@ -55,6 +55,11 @@ impl Cost {
     fn nanoseconds(self) -> u64 {
         (self.flops / 64).max(self.bytes / 32) as u64
     }
+
+    /// Whether such work is split by the threads of [`Threads::new`], if it can be cut.
+    pub(crate) fn is_split_by_default(self) -> bool {
+        self.nanoseconds() >= FORK_NANOSECONDS
+    }
 }
 
 #[derive(Clone)]
@@ -353,15 +358,24 @@ fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) +
     let (a, b) = ((first, left, a), (first + left, count - left, b));
     let (a, b) = if order.backwards && order.shares <= 1 { (b, a) } else { (a, b) };
     let order = Order { shares: order.shares.div_ceil(2), ..order };
-    let Some(scope) = order.scope else {
-        halve(a.0, a.1, a.2, f, order);
-        return halve(b.0, b.1, b.2, f, order);
-    };
-    // Whether another thread is at work on the second half.
+    match order.scope {
+        None => {
+            halve(a.0, a.1, a.2, f, order);
+            halve(b.0, b.1, b.2, f, order);
+        }
+        Some(scope) => {
+            fork(scope, || halve(a.0, a.1, a.2, f, order), || halve(b.0, b.1, b.2, f, order));
+        }
+    }
+}
+
+/// Runs `a` here, and `b` here or on another thread.
+fn fork<A: Send, B: Send>(scope: &Scope, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    // Whether another thread is at work on b.
     let is_away = AtomicBool::new(false);
     rayon::join_context(
         |_| {
-            halve(a.0, a.1, a.2, f, order);
+            let a = a();
             // Not asleep, for a while: then as `join` waits.
             let mut pauses = Pauses::begin();
             while scope.watch.is_some() && is_away.load(Ordering::Acquire) {
@@ -369,17 +383,43 @@ fn halve<W: Split>(first: usize, count: usize, work: W, f: &(impl Fn(usize, W) +
                     break;
                 }
             }
+            a
         },
         |context| {
             if !context.migrated() {
-                return halve(b.0, b.1, b.2, f, order);
+                return b();
             }
             let _away = Away::begin(&is_away);
             MIGRATED.fetch_add(1, Ordering::Relaxed);
             // So that what is offered there can be split as well.
-            within(scope.clone(), || halve(b.0, b.1, b.2, f, order));
+            within(scope.clone(), b)
         },
-    );
+    )
+}
+
+/// Whether there are several threads for the work of this one.
+pub(crate) fn are_several() -> bool {
+    SCOPE.with(|s| s.borrow().workers > 1)
+}
+
+/// Runs both, and where there are several threads, `b` beside `a` if one of them is free.
+pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    let scope = SCOPE.with(|s| s.borrow().clone());
+    if scope.workers == 1 {
+        return (a(), b());
+    }
+    if let Some(watch) = &scope.watch {
+        watch.call();
+    }
+    fork(&scope, a, b)
+}
+
+/// [`join`] with half of the threads for each.
+pub(crate) fn join_halves<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    let scope = SCOPE.with(|s| s.borrow().clone());
+    let half = Scope { workers: scope.workers.div_ceil(2), ..scope };
+    let other = half.clone();
+    join(|| within(half, a), || within(other, b))
 }
 
 /// Says so as long as it is there, also where what it stands for panics.
