@@ -40,6 +40,12 @@ impl Shape {
         &self.dims[..self.rank]
     }
 
+    /// The same with another first dimension, which it has.
+    pub(crate) fn with_rows(mut self, rows: usize) -> Self {
+        self.dims[0] = rows;
+        self
+    }
+
     /// Number of elements, unless it exceeds what can be addressed.
     pub fn checked_len(&self) -> Option<usize> {
         self.dims().iter().try_fold(1usize, |product, &d| product.checked_mul(d))

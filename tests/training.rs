@@ -7,7 +7,8 @@ mod golden;
 
 use evenkeel::data::{Images, LastBatch, Loader, Order, Scale, digits};
 use evenkeel::kernels::update::Momentum;
-use evenkeel::layers::{BatchNorm1d, BatchNormOptions, Layer, Linear, Relu};
+use evenkeel::layers::{BatchNorm1d, BatchNormOptions, Layer, Linear, Parameter, Relu};
+use evenkeel::model::plan::{Fusion, Plan};
 use evenkeel::optim::{Adam, Optimizer, Sgd};
 use evenkeel::simd::{Element, Isa, with_isa};
 use evenkeel::tensor::{Tensor, TensorRef};
@@ -167,22 +168,37 @@ fn a_whole_network_is_pytorchs_on_every_instruction_set() {
             model.zero_grad();
             model.backward(x, &mut space, Some(dx.view_mut())).unwrap();
             near(&format!("{isa}: dx"), dx.data(), &STACK_DX);
-            model.visit(&mut |layer, p| {
-                let what = format!("{isa}: d {layer}.{}", p.name);
-                match (layer, p.name) {
-                    (0, "weight") => near(&what, &transposed(p.grad, 4), &STACK_D0_WEIGHT),
-                    // The normalisation cancels this bias: zero by theory, and noise in PyTorch as well.
-                    (0, "bias") => {
-                        assert!(p.grad.iter().chain(&STACK_D0_BIAS).all(|g| g.abs() < 1e-12), "{what}: {:?}", p.grad);
-                    }
-                    (1, "weight") => near(&what, p.grad, &STACK_D1_WEIGHT),
-                    (1, "bias") => near(&what, p.grad, &STACK_D1_BIAS),
-                    (3, "weight") => near(&what, &transposed(p.grad, 3), &STACK_D3_WEIGHT),
-                    (3, "bias") => near(&what, p.grad, &STACK_D3_BIAS),
-                    other => panic!("{other:?} is no parameter of this network"),
-                }
-            });
+            model.visit(&mut |layer, p| is_golden(&isa.to_string(), layer, &p));
+            // By a plan, too.
+            for fusion in [Fusion::On, Fusion::Off] {
+                let mut plan = Plan::new(golden_stack(), [6, 3].into(), Loss::CrossEntropy, fusion).unwrap();
+                plan.forward(x).unwrap();
+                near(
+                    &format!("{isa}, {fusion:?}: loss"),
+                    &[plan.loss_of(Targets::Classes(&labels)).unwrap()],
+                    &[STACK_LOSS],
+                );
+                plan.backward(x).unwrap();
+                plan.visit(&mut |layer, p| is_golden(&format!("{isa}, {fusion:?}"), layer, &p));
+            }
         });
+    }
+}
+
+/// Compares the gradient of a parameter of [`golden_stack`].
+fn is_golden(what: &str, layer: usize, p: &Parameter<'_, f64>) {
+    let what = format!("{what}: d {layer}.{}", p.name);
+    match (layer, p.name) {
+        (0, "weight") => near(&what, &transposed(p.grad, 4), &STACK_D0_WEIGHT),
+        // The normalisation cancels this bias: zero by theory, and noise in PyTorch as well.
+        (0, "bias") => {
+            assert!(p.grad.iter().chain(&STACK_D0_BIAS).all(|g| g.abs() < 1e-12), "{what}: {:?}", p.grad);
+        }
+        (1, "weight") => near(&what, p.grad, &STACK_D1_WEIGHT),
+        (1, "bias") => near(&what, p.grad, &STACK_D1_BIAS),
+        (3, "weight") => near(&what, &transposed(p.grad, 3), &STACK_D3_WEIGHT),
+        (3, "bias") => near(&what, p.grad, &STACK_D3_BIAS),
+        other => panic!("{other:?} is no parameter of this network"),
     }
 }
 
@@ -313,7 +329,7 @@ fn a_ragged_last_batch_is_trained_on_kept_or_dropped() {
             let result = trainer.step(
                 batch.x,
                 Targets::Classes(batch.labels),
-                Some(&mut |step| observed = Some((step.loss, step.space.output_of(3).shape().dims()[0]))),
+                Some(&mut |step| observed = Some((step.loss, step.plan.output_of(3).unwrap().shape().dims()[0]))),
             );
             if batch.labels.len() == 1 {
                 assert!(matches!(result, Err(Error::OneValuePerChannel { .. })));

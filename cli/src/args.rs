@@ -76,6 +76,9 @@ pub(crate) struct Compare {
     /// Decides initial weights and the order of the batches.
     #[arg(long, default_value_t = 1, value_name = "S", allow_negative_numbers = true, value_parser = number::<u64>(SEED))]
     pub(crate) seed: u64,
+    /// Runs every layer by itself: the same results, to within rounding, and slower.
+    #[arg(long)]
+    pub(crate) no_fusion: bool,
     /// Threads to use; results do not depend on it [default: all of the machine's].
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = number::<usize>(THREADS))]
     pub(crate) threads: Option<usize>,

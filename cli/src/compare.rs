@@ -7,9 +7,10 @@ use crate::record::{Record, Row, Run};
 use crate::report::Report;
 use crate::term::{Progress, Term};
 use crate::watch::Watch;
-use evenkeel::data::{LastBatch, Loader, Order};
+use evenkeel::data::{Batches, LastBatch, Loader, Order};
+use evenkeel::model::plan::{Fusion, Plan};
 use evenkeel::simd::Isa;
-use evenkeel::train::{Evaluator, Trainer, enter};
+use evenkeel::train::{Evaluator, Metrics, Observer, Step, Trainer, both, enter};
 use evenkeel::{Error, Loss, Targets, Threads, machine};
 use serde_json::json;
 use std::path::PathBuf;
@@ -37,19 +38,19 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
     let scale = options.lab.scale();
     let mut batches = Loader::new(&train, batch_size, Order::Shuffled(options.seed), LastBatch::Drop, scale)?;
     let inputs = train.height() * train.width();
-    let (mut contestants, mut runs) = (Vec::new(), Vec::new());
-    for (name, norm) in NETWORKS {
+    let fusion = if options.no_fusion { Fusion::Off } else { Fusion::On };
+    let contestant = |(name, norm)| {
         let network = options.lab.network(norm, inputs, train.classes(), options.seed)?;
         let watch = Watch::new(&network, batches.batches());
-        let trainer =
-            Trainer::new(network.model, [batch_size, inputs], Loss::CrossEntropy, options.optimizer.build(lr)?)?;
+        let plan = Plan::new(network.model, [batch_size, inputs].into(), Loss::CrossEntropy, fusion)?;
+        let mut trainer = Trainer::of_plan(plan, options.optimizer.build(lr)?);
         let evaluator = Evaluator::new(trainer.model(), Loss::CrossEntropy, &train)?;
-        contestants.push(Contestant { trainer, evaluator });
-        runs.push(Run { name, rows: Vec::new(), watch });
-    }
-
-    let first = &contestants[0].evaluator;
-    let (mut train_set, mut validation_set) = (first.loader(&train, scale)?, first.loader(&validation, scale)?);
+        Ok::<_, Error>((Contestant { trainer, evaluator }, Run { name, rows: Vec::new(), watch }))
+    };
+    let [(first, first_run), (second, second_run)] = [contestant(NETWORKS[0])?, contestant(NETWORKS[1])?];
+    let (mut contestants, mut runs) = ([first, second], [first_run, second_run]);
+    let evaluator = &contestants[0].evaluator;
+    let (mut train_set, mut validation_set) = (evaluator.loader(&train, scale)?, evaluator.loader(&validation, scale)?);
 
     let config = json!({
         "command": "compare",
@@ -64,6 +65,7 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
         "pixel_std": scale.std,
         "epochs": options.epochs,
         "batch_size": batch_size,
+        "fusion": !options.no_fusion,
         "optimizer": options.optimizer.name(),
         "learning_rate": lr,
         "seed": options.seed,
@@ -88,11 +90,11 @@ pub(crate) fn run(options: &Compare) -> Result<(), Failure> {
         for epoch in 1..=options.epochs {
             progress.name(format!("epoch {epoch} of {}", options.epochs));
             let trained = train_epoch(epoch, &mut contestants, &mut runs, &mut batches, &progress)?;
-            for ((contestant, run), (step_loss, seconds)) in contestants.iter_mut().zip(&mut runs).zip(trained) {
-                let Contestant { trainer, evaluator } = contestant;
-                let mut score = |set| trainer.evaluate(evaluator, set).map_err(Failure::while_doing(run.name));
-                let (train, validation) = (score(&mut train_set)?, score(&mut validation_set)?);
-                run.rows.push(Row { step_loss, train, validation, seconds });
+            let train = evaluate(&mut contestants, &mut train_set)?;
+            let validation = evaluate(&mut contestants, &mut validation_set)?;
+            for (i, run) in runs.iter_mut().enumerate() {
+                let (step_loss, seconds) = trained[i];
+                run.rows.push(Row { step_loss, train: train[i], validation: validation[i], seconds });
             }
             record.numbers(&runs)?;
             progress.aside(|| report.epoch(epoch, &runs))?;
@@ -110,32 +112,74 @@ struct Contestant {
     evaluator: Evaluator<f32>,
 }
 
-/// One epoch of both, batch by batch, so that each batch is gathered once. Mean batch loss and seconds of each.
+/// One epoch of both on the same batches, each gathered once; at the same time, if there are threads for it. Mean batch loss and seconds
+/// of each.
 fn train_epoch(
     epoch: usize,
-    contestants: &mut [Contestant],
-    runs: &mut [Run],
+    contestants: &mut [Contestant; 2],
+    runs: &mut [Run; 2],
     batches: &mut Loader<'_, f32>,
     progress: &Progress,
-) -> Result<Vec<(f64, f64)>, Failure> {
+) -> Result<[(f64, f64); 2], Failure> {
     batches.start_epoch(epoch);
-    let mut totals = vec![(0.0, 0.0); contestants.len()];
     for contestant in contestants.iter_mut() {
         contestant.trainer.start_epoch();
     }
-    while let Some(batch) = batches.next_batch() {
-        for ((contestant, run), (loss, seconds)) in contestants.iter_mut().zip(&mut *runs).zip(&mut totals) {
-            let start = Instant::now();
-            let mut observer = |step: &evenkeel::train::Step<'_, f32>| run.watch.see(step);
-            let result = contestant.trainer.step(batch.x, Targets::Classes(batch.labels), Some(&mut observer));
-            *loss += result.map_err(Failure::while_doing(run.name))?;
-            *seconds += start.elapsed().as_secs_f64();
-        }
-        progress.advance(1);
-    }
+    let mut totals = [(0.0, 0.0); 2];
+    batches.for_each(|batches| {
+        let count = batches.len() as u64;
+        let ([first, second], [first_run, second_run]) = (&mut *contestants, &mut *runs);
+        let [first_total, second_total] = &mut totals;
+        let (batches, same) = (batches.clone(), batches);
+        let (a, b) = both(
+            || train_on(batches, first, first_run, first_total),
+            || train_on(same, second, second_run, second_total),
+        );
+        progress.advance(count);
+        a.and(b)
+    })?;
     for run in runs {
         run.watch.end_epoch();
     }
     let count = batches.batches() as f64;
-    Ok(totals.into_iter().map(|(loss, seconds)| (loss / count, seconds)).collect())
+    Ok(totals.map(|(loss, seconds)| (loss / count, seconds)))
+}
+
+/// Adds the losses of some batches, and the seconds that it took to train on them.
+fn train_on(
+    batches: Batches<'_, f32>,
+    contestant: &mut Contestant,
+    run: &mut Run,
+    (loss, seconds): &mut (f64, f64),
+) -> Result<(), Failure> {
+    let start = Instant::now();
+    for batch in batches {
+        let is_watched = run.watch.wants_next();
+        let mut see = |step: &Step<'_, f32>| run.watch.see(step);
+        let observer: Option<&mut Observer<'_, f32>> = if is_watched { Some(&mut see) } else { None };
+        let result = contestant.trainer.step(batch.x, Targets::Classes(batch.labels), observer);
+        *loss += result.map_err(Failure::while_doing(run.name))?;
+    }
+    *seconds += start.elapsed().as_secs_f64();
+    Ok(())
+}
+
+/// Both on all of a set, each batch gathered once.
+fn evaluate(contestants: &mut [Contestant; 2], set: &mut Loader<'_, f32>) -> Result<[Metrics; 2], Failure> {
+    set.start_epoch(1);
+    for Contestant { trainer, evaluator } in contestants.iter_mut() {
+        evaluator.begin(trainer.model())?;
+    }
+    set.for_each(|batches| {
+        let [first, second] = &mut *contestants;
+        let (batches, same) = (batches.clone(), batches);
+        let see = |Contestant { trainer, evaluator }: &mut Contestant, batches| evaluator.see(trainer.model(), batches);
+        let (a, b) = both(|| see(first, batches), || see(second, same));
+        a.and(b)
+    })?;
+    let [first, second] = contestants;
+    let metrics = |contestant: &Contestant, (name, _): (&str, Norm)| {
+        contestant.trainer.finite(contestant.evaluator.metrics()?).map_err(Failure::while_doing(name))
+    };
+    Ok([metrics(first, NETWORKS[0])?, metrics(second, NETWORKS[1])?])
 }

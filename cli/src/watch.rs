@@ -49,18 +49,22 @@ impl Watch {
         }
     }
 
-    /// Looks at a step, if it is one of those that are kept.
-    pub(crate) fn see(&mut self, step: &Step<'_, f32>) {
+    /// Counts a step; returns whether it is one of those that are looked at.
+    pub(crate) fn wants_next(&mut self) -> bool {
         self.steps += 1;
-        if !(self.steps - 1).is_multiple_of(self.every) {
-            return;
-        }
+        (self.steps - 1).is_multiple_of(self.every)
+    }
+
+    /// Looks at a step.
+    pub(crate) fn see(&mut self, step: &Step<'_, f32>) {
         for (trace, &layer) in self.drift.iter_mut().zip(&self.before_relu) {
-            let (mean, std) = moments(step.space.output_of(layer).data());
-            trace.push(Moments { step: self.steps, mean, std });
+            if let Some(output) = step.plan.output_of(layer) {
+                let (mean, std) = moments(output.data());
+                trace.push(Moments { step: self.steps, mean, std });
+            }
         }
         let (linear, norms) = (&self.linear, &mut self.norms);
-        step.model.visit(&mut |layer, parameter| {
+        step.plan.visit(&mut |layer, parameter| {
             if let Some(place) = linear.iter().position(|&l| l == layer).filter(|_| parameter.name == "weight") {
                 norms[place].push(norm(parameter.grad));
             }

@@ -7,6 +7,7 @@ use crate::kernels::Activation;
 use crate::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
 use crate::simd::Element;
 use crate::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
+use std::any::Any;
 
 /// PyTorch's options, with its names and defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -189,9 +190,25 @@ macro_rules! layer_of_norm {
 layer_of_norm!(BatchNorm1d);
 layer_of_norm!(BatchNorm2d);
 
+/// The normalisation that a layer of this crate is, whatever its shapes.
+pub(crate) fn as_norm<T: Element>(layer: &dyn Layer<T>) -> Option<&Norm<T>> {
+    let layer: &dyn Any = layer;
+    let one = layer.downcast_ref::<BatchNorm1d<T>>().map(|layer| &layer.0);
+    one.or_else(|| layer.downcast_ref::<BatchNorm2d<T>>().map(|layer| &layer.0))
+}
+
+/// [`as_norm`], to be changed.
+pub(crate) fn as_norm_mut<T: Element>(layer: &mut dyn Layer<T>) -> Option<&mut Norm<T>> {
+    let layer: &mut dyn Any = layer;
+    if layer.is::<BatchNorm1d<T>>() {
+        return layer.downcast_mut::<BatchNorm1d<T>>().map(|layer| &mut layer.0);
+    }
+    layer.downcast_mut::<BatchNorm2d<T>>().map(|layer| &mut layer.0)
+}
+
 /// What the layers have in common.
 #[derive(Debug)]
-struct Norm<T> {
+pub(crate) struct Norm<T> {
     /// That of images; none for features.
     layout: Option<ImageLayout>,
     channels: usize,
@@ -240,13 +257,46 @@ impl<T: Element> Norm<T> {
     }
 
     /// Values of a channel that lie side by side; 1 where there are no values at all, however long a plane of them would be.
-    fn inner(&self, input: Shape) -> usize {
+    pub(crate) fn inner(&self, input: Shape) -> usize {
         match input.dims() {
             _ if input.is_empty() => 1,
             [_, _, l] => *l,
             [_, _, h, w] if self.layout == Some(ImageLayout::Nchw) => h * w,
             _ => 1,
         }
+    }
+
+    /// Moves the running statistics, if there are any, towards those of a batch with `n` values of each channel; `offset` as
+    /// [`batchnorm::update_running`] takes it.
+    pub(crate) fn track(&mut self, saved: &[T], offset: Option<&[T]>, n: usize) {
+        if let Some(running) = self.running.as_mut().filter(|_| n > 0) {
+            running.batches += 1;
+            let momentum = self.options.momentum.unwrap_or(1.0 / running.batches as f64);
+            let statistics = (running.mean.data_mut(), running.var.data_mut());
+            batchnorm::update_running(saved, offset, n, momentum, statistics);
+        }
+    }
+
+    /// Number of channels.
+    pub(crate) fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Added to the variance.
+    pub(crate) fn eps(&self) -> f64 {
+        self.options.eps
+    }
+
+    /// What evaluation does to a channel; nothing where that has no running statistics or is refused.
+    pub(crate) fn map(&self, c: usize) -> Option<AffineMap> {
+        let running = self.running.as_ref()?;
+        // Evaluation refuses what has no root.
+        let var = Some(running.var.data()[c].to_f64() + self.options.eps).filter(|&var| var > 0.0)?;
+        let of = |part: fn(&Affine<T>) -> &Tensor<T>, absent| {
+            self.affine.as_ref().map_or(absent, |affine| part(affine).data()[c].to_f64())
+        };
+        let scale = of(|affine| &affine.gamma, 1.0) / var.sqrt();
+        Some(AffineMap { scale, centre: running.mean.data()[c].to_f64(), shift: of(|affine| &affine.beta, 0.0) })
     }
 
     fn norm(&self, inner: usize) -> BatchNorm<'_, T> {
@@ -299,15 +349,7 @@ impl<T: Element> Layer<T> for Norm<T> {
     }
 
     fn per_channel(&self) -> Option<PerChannel> {
-        let (running, norm) = (self.running.as_ref()?, self.norm(1));
-        let map = |c: usize| {
-            // Evaluation refuses what has no root.
-            let var = Some(running.var.data()[c].to_f64() + norm.eps).filter(|&var| var > 0.0)?;
-            let of = |numbers: Option<&[T]>, absent| numbers.map_or(absent, |numbers| numbers[c].to_f64());
-            let scale = of(norm.gamma, 1.0) / var.sqrt();
-            Some(AffineMap { scale, centre: running.mean.data()[c].to_f64(), shift: of(norm.beta, 0.0) })
-        };
-        let maps = (0..self.channels).map(map).collect::<Option<_>>()?;
+        let maps = (0..self.channels).map(|c| self.map(c)).collect::<Option<_>>()?;
         Some(PerChannel { layout: self.layout, maps })
     }
 
@@ -336,12 +378,7 @@ impl<T: Element> Layer<T> for Norm<T> {
         expect_room(self, "saved", needed, saved.len())?;
         let saved = &mut saved[..needed];
         batchnorm::forward(&self.norm(self.inner(x.shape())), x.data(), y.data(), saved, scratch)?;
-        let n = x.data().len() / self.channels;
-        if let Some(running) = self.running.as_mut().filter(|_| n > 0) {
-            running.batches += 1;
-            let momentum = self.options.momentum.unwrap_or(1.0 / running.batches as f64);
-            batchnorm::update_running(saved, n, momentum, running.mean.data_mut(), running.var.data_mut());
-        }
+        self.track(saved, None, x.data().len() / self.channels);
         Ok(())
     }
 

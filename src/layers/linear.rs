@@ -11,7 +11,7 @@
 //! narrower one is read where it lies, as fast. What is packed is held twice, until it changes.
 
 use super::weight::Weight;
-use super::{Layer, Parameter, ParameterMut, PerChannel, check_backward, check_output};
+use super::{AffineMap, Layer, Parameter, ParameterMut, PerChannel, check_backward, check_output};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{self, Epilogue, gemm, gemm_packed};
 use crate::matrix::{MatMut, MatRef};
@@ -115,6 +115,31 @@ impl<T: Element> Linear<T> {
         Ok(())
     }
 
+    /// Number of inputs.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Number of outputs.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// Writes what the weight, in the stored order, and the bias would be with a map of each output behind them; returns whether all
+    /// of it is finite.
+    pub(crate) fn with_maps(&self, maps: &[AffineMap], weight: &mut [T], bias: &mut [T]) -> bool {
+        for (o, b) in bias.iter_mut().enumerate() {
+            *b = T::from_f64(maps[o].apply(self.bias().map_or(0.0, |old| old[o].to_f64())));
+        }
+        let rows = self.weight.values().chunks_exact(self.out_features).zip(weight.chunks_exact_mut(self.out_features));
+        for (old, new) in rows {
+            for ((new, old), map) in new.iter_mut().zip(old).zip(maps) {
+                *new = T::from_f64(map.scale * old.to_f64());
+            }
+        }
+        bias.iter().chain(&*weight).all(|x| x.is_finite())
+    }
+
     fn rows(&self, input: Shape) -> usize {
         input.dims()[0]
     }
@@ -147,20 +172,13 @@ impl<T: Element> Layer<T> for Linear<T> {
         if after.layout.is_some() || maps.len() != self.out_features {
             return Ok(false);
         }
-        let mut bias = Tensor::zeros([self.out_features])?;
-        for (o, b) in bias.data_mut().iter_mut().enumerate() {
-            *b = T::from_f64(maps[o].apply(self.bias().map_or(0.0, |old| old[o].to_f64())));
-        }
-        // Stored as [in, out].
-        let folded = |at: usize, w: T| T::from_f64(maps[at % maps.len()].scale * w.to_f64());
-        let mut weights = self.weight.values().iter().enumerate();
-        if !(bias.data().iter().all(|b| b.is_finite()) && weights.all(|(at, &w)| folded(at, w).is_finite())) {
+        let (mut weight, mut bias) =
+            (Tensor::zeros([self.in_features, self.out_features])?, Tensor::zeros([self.out_features])?);
+        if !self.with_maps(maps, weight.data_mut(), bias.data_mut()) {
             return Ok(false);
         }
         let dbias = Tensor::zeros([self.out_features])?;
-        for (at, w) in self.weight.values_mut().iter_mut().enumerate() {
-            *w = folded(at, *w);
-        }
+        self.weight.values_mut().copy_from_slice(weight.data());
         self.bias = Some((bias, dbias));
         self.dweight.data_mut().fill(T::ZERO);
         Ok(true)

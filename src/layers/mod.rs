@@ -16,12 +16,14 @@ mod relu;
 mod weight;
 
 pub use batchnorm::{BatchNorm1d, BatchNorm2d, BatchNormOptions};
+pub(crate) use batchnorm::{as_norm, as_norm_mut};
 pub use linear::Linear;
 pub use relu::Relu;
 
 use crate::error::{Error, Result};
 use crate::simd::Element;
 use crate::tensor::{ImageLayout, Shape, TensorMut, TensorRef};
+use std::any::Any;
 
 /// One parameter tensor and its gradient.
 #[derive(Debug)]
@@ -74,8 +76,9 @@ pub struct PerChannel {
 
 /// A differentiable function of a batch, with parameters.
 ///
-/// All shapes are those of whole batches; the first dimension is the batch.
-pub trait Layer<T: Element>: Send + Sync {
+/// All shapes are those of whole batches; the first dimension is the batch. It is [`Any`], so that the plan of a model knows the layers
+/// of this crate, and fuses nothing with another.
+pub trait Layer<T: Element>: Any + Send + Sync {
     /// What it is and how wide, as in `Linear(784, 32)`.
     fn describe(&self) -> String;
 

@@ -1,12 +1,17 @@
 //! Models: layers one after another, and the memory that a pass through them needs.
 
+mod evaluation;
 mod fold;
+pub mod plan;
+
+pub use evaluation::Evaluation;
 
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Parameter, ParameterMut};
 use crate::optim::Optimizer;
 use crate::simd::Element;
 use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
+use std::ops::Range;
 
 /// Layers in a row: the output of each is the input of the next.
 ///
@@ -283,6 +288,11 @@ fn named<R>(index: usize, result: Result<R>) -> Result<R> {
 
 fn checked_len(shape: Shape) -> Result<usize> {
     shape.checked_len().ok_or_else(|| Error::shape("model", "a size that fits an address", shape))
+}
+
+/// Parts of an arena, which were laid out side by side.
+fn disjoint<T, const N: usize>(arena: &mut [T], ranges: [Range<usize>; N]) -> [&mut [T]; N] {
+    arena.get_disjoint_mut(ranges).expect("the parts of an arena do not overlap")
 }
 
 /// An error unless `found` is `largest` with as many rows or fewer.

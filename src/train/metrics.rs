@@ -1,14 +1,14 @@
 //! How well a model does on a set: loss and accuracy in evaluation mode.
 
-use crate::data::{Images, LastBatch, Loader, Order, Scale};
+use crate::data::{Batches, Images, LastBatch, Loader, Order, Scale};
 use crate::error::{Error, Result};
 use crate::loss::{Loss, Targets};
-use crate::model::{InferSpace, Sequential};
+use crate::model::{Evaluation, Sequential};
 use crate::simd::Element;
-use crate::tensor::{Shape, Tensor, TensorMut};
+use crate::tensor::Shape;
 
 /// Rows of a batch in evaluation: enough to run at the speed of the product, few enough to stay in the cache.
-const EVALUATION_ROWS: usize = 512;
+const EVALUATION_ROWS: usize = 256;
 
 /// Loss and accuracy over a set.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,23 +19,25 @@ pub struct Metrics {
     pub accuracy: f64,
 }
 
-/// The memory that evaluating a model on sets of images takes.
+/// What evaluating a model on sets of images takes, and what was seen of a set.
 #[derive(Debug)]
 pub struct Evaluator<T> {
-    space: InferSpace<T>,
-    gradient: Tensor<T>,
+    evaluation: Evaluation<T>,
     loss: Loss,
+    /// The sum of the losses of the examples seen.
+    total: f64,
+    right: usize,
+    count: usize,
 }
 
 impl<T: Element> Evaluator<T> {
-    /// Memory for `model` on sets whose images have the size of those of `images`.
+    /// For `model` on sets whose images have the size of those of `images`.
     ///
     /// # Errors
     /// If the model does not take such images.
     pub fn new(model: &Sequential<T>, loss: Loss, images: &Images) -> Result<Self> {
         let input = Shape::new(&[EVALUATION_ROWS, images.height() * images.width()]);
-        let output = model.output_shape(input)?;
-        Ok(Evaluator { space: model.infer_space(input)?, gradient: Tensor::zeros(output)?, loss })
+        Ok(Evaluator { evaluation: model.evaluation(input)?, loss, total: 0.0, right: 0, count: 0 })
     }
 
     /// A loader for [`Evaluator::evaluate`]: all images, as they lie.
@@ -51,42 +53,56 @@ impl<T: Element> Evaluator<T> {
     /// # Errors
     /// If the loader's batches are larger than those of [`Evaluator::loader`], or do not fit the model.
     pub fn evaluate(&mut self, model: &Sequential<T>, loader: &mut Loader<'_, T>) -> Result<Metrics> {
+        self.begin(model)?;
         loader.start_epoch(1);
-        let (mut loss, mut right, mut count) = (0.0, 0usize, 0usize);
-        while let Some(batch) = loader.next_batch() {
-            let y = model.infer(batch.x, &mut self.space)?;
-            let Some(dy) = self.gradient.data_mut().get_mut(..y.data().len()) else {
-                return Err(Error::shape("evaluation", "the model that the evaluator was made for", "a wider one"));
-            };
-            let dy = TensorMut::new(y.shape(), dy)?;
+        loader.for_each(|batches| self.see(model, batches))?;
+        self.metrics()
+    }
+
+    /// Takes `model` as it is now, and forgets what was seen.
+    ///
+    /// # Errors
+    /// If it is not the model that the evaluator was made for.
+    pub fn begin(&mut self, model: &Sequential<T>) -> Result<()> {
+        (self.total, self.right, self.count) = (0.0, 0, 0);
+        self.evaluation.refresh(model)
+    }
+
+    /// Evaluates `model`, which has not changed since [`Evaluator::begin`], on some more batches.
+    ///
+    /// # Errors
+    /// If they are larger than those of [`Evaluator::loader`], or do not fit the model.
+    pub fn see(&mut self, model: &Sequential<T>, batches: Batches<'_, T>) -> Result<()> {
+        for batch in batches {
+            let y = self.evaluation.infer(model, batch.x)?;
             let n = batch.labels.len();
-            loss += self.loss.forward_backward(y, Targets::Classes(batch.labels), dy)? * n as f64;
-            right += y
-                .data()
-                .chunks_exact(y.data().len() / n)
-                .zip(batch.labels)
-                .filter(|(row, label)| largest(row) == Some(usize::from(**label)))
-                .count();
-            count += n;
+            self.total += self.loss.forward(y, Targets::Classes(batch.labels))? * n as f64;
+            let rows = y.data().chunks_exact(y.data().len() / n).zip(batch.labels);
+            self.right += rows.filter(|(row, label)| is_largest(row, usize::from(**label))).count();
+            self.count += n;
         }
-        if count == 0 {
+        Ok(())
+    }
+
+    /// Loss and accuracy over what was seen.
+    ///
+    /// # Errors
+    /// If nothing was.
+    pub fn metrics(&self) -> Result<Metrics> {
+        if self.count == 0 {
             return Err(Error::invalid("examples to evaluate", 0, "at least 1"));
         }
-        Ok(Metrics { loss: loss / count as f64, accuracy: right as f64 / count as f64 })
+        let count = self.count as f64;
+        Ok(Metrics { loss: self.total / count, accuracy: self.right as f64 / count })
     }
 }
 
-/// Index of the first largest element; none if one is NaN.
-fn largest<T: Element>(row: &[T]) -> Option<usize> {
-    let mut best = 0;
-    for (i, &y) in row.iter().enumerate() {
-        if y > row[best] {
-            best = i;
-        } else if y.partial_cmp(&y).is_none() {
-            return None;
-        }
-    }
-    Some(best)
+/// Whether element `at` is the first largest of a row without NaN.
+fn is_largest<T: Element>(row: &[T], at: usize) -> bool {
+    let (before, from) = row.split_at(at);
+    // Without an early end, which could not be foreseen.
+    let is_above = before.iter().fold(true, |all, y| all & (*y < row[at]));
+    from.iter().fold(is_above, |all, y| all & (*y <= row[at]))
 }
 
 #[cfg(test)]
@@ -95,7 +111,9 @@ mod tests {
 
     #[test]
     fn the_first_of_equals_is_the_largest_and_nan_is_none() {
-        assert_eq!(largest(&[1.0, 3.0, 3.0]), Some(1));
-        assert_eq!(largest(&[1.0, f32::NAN, 3.0]), None);
+        let is = |row: &[f32]| (0..row.len()).filter(|&at| is_largest(row, at)).collect::<Vec<_>>();
+        assert_eq!(is(&[1.0, 3.0, 3.0]), [1]);
+        assert_eq!(is(&[-1.0]), [0]);
+        assert!(is(&[1.0, f32::NAN, 3.0]).is_empty() && is(&[f32::NAN]).is_empty());
     }
 }

@@ -7,35 +7,33 @@ pub use metrics::{Evaluator, Metrics};
 use crate::data::{Images, Loader};
 use crate::error::{Error, Result};
 use crate::loss::{Loss, Targets};
-use crate::model::{Sequential, Workspace};
+use crate::model::Sequential;
+use crate::model::plan::{Fusion, Plan};
 use crate::optim::Optimizer;
-use crate::parallel::Threads;
+use crate::parallel::{self, Threads};
 use crate::simd::{Element, Isa, with_isa};
 use crate::tensor::{Shape, TensorRef};
 use std::time::{Duration, Instant};
 
-/// A model on its way: its memory, its optimiser, and where it is.
-pub struct Trainer<T> {
-    model: Sequential<T>,
-    space: Workspace<T>,
+/// A model on its way: its plan, its optimiser, and where it is.
+pub struct Trainer<T: Element> {
+    plan: Plan<T>,
     optimizer: Box<dyn Optimizer<T>>,
-    loss: Loss,
     epoch: usize,
     step: usize,
 }
 
 /// What an observer sees of a step: after the backward pass, before the update.
-pub struct Step<'a, T> {
+pub struct Step<'a, T: Element> {
     /// The epoch, from 1.
     pub epoch: usize,
     /// The step within the epoch, from 1.
     pub step: usize,
     /// The batch's loss.
     pub loss: f64,
-    /// The model, with the gradients of this batch.
-    pub model: &'a Sequential<T>,
-    /// Every layer's output for this batch.
-    pub space: &'a Workspace<T>,
+    /// The plan, with the parameters that made this loss, their gradients, and every layer's output ([`Plan::visit`],
+    /// [`Plan::output_of`]).
+    pub plan: &'a Plan<T>,
 }
 
 /// What is told of a step; see [`Step`].
@@ -52,23 +50,37 @@ impl<T: Element> Trainer<T> {
         loss: Loss,
         optimizer: impl Optimizer<T> + 'static,
     ) -> Result<Self> {
-        let space = model.workspace(input.into())?;
-        Ok(Trainer { model, space, optimizer: Box::new(optimizer), loss, epoch: 0, step: 0 })
+        Ok(Trainer::of_plan(Plan::new(model, input.into(), loss, Fusion::On)?, optimizer))
+    }
+
+    /// Trains by a plan that is there, as one without fusion.
+    pub fn of_plan(plan: Plan<T>, optimizer: impl Optimizer<T> + 'static) -> Self {
+        Trainer { plan, optimizer: Box::new(optimizer), epoch: 0, step: 0 }
+    }
+
+    /// The plan of its steps.
+    pub fn plan(&self) -> &Plan<T> {
+        &self.plan
+    }
+
+    /// The plan of its steps, to be [measured](Plan::measure).
+    pub fn plan_mut(&mut self) -> &mut Plan<T> {
+        &mut self.plan
     }
 
     /// The model as it is.
-    pub fn model(&self) -> &Sequential<T> {
-        &self.model
+    pub fn model(&mut self) -> &Sequential<T> {
+        self.plan.model()
     }
 
     /// The loss that is trained on.
     pub fn loss(&self) -> Loss {
-        self.loss
+        self.plan.loss()
     }
 
     /// The model, trained.
     pub fn into_model(self) -> Sequential<T> {
-        self.model
+        self.plan.into_model()
     }
 
     /// Counts a new epoch; steps count from 1 again.
@@ -79,7 +91,8 @@ impl<T: Element> Trainer<T> {
 
     /// One step on one batch: forward, loss, backward, update. Returns the batch's loss.
     ///
-    /// Kernels use the threads of the enclosing [`Threads::run`]. `observer` is called between backward pass and update.
+    /// Kernels use the threads of the enclosing [`Threads::run`]. `observer` is called between backward pass and update; a step without
+    /// one need not keep what only it would look at, so give it to the steps that are looked at only.
     ///
     /// # Errors
     /// If the batch does not fit; [`Error::NotFinite`] if the loss is NaN or infinite, and then the parameters are those of
@@ -91,34 +104,44 @@ impl<T: Element> Trainer<T> {
         observer: Option<&mut Observer<'_, T>>,
     ) -> Result<f64> {
         self.step += 1;
-        self.model.forward(x, &mut self.space)?;
-        let (y, dy) = self.space.output_and_gradient()?;
-        let loss = self.loss.forward_backward(y, targets, dy)?;
+        match observer {
+            None => self.plan.forward(x)?,
+            Some(_) => self.plan.forward_watched(x)?,
+        }
+        let loss = self.plan.loss_of(targets)?;
         if !loss.is_finite() {
-            return Err(self.not_finite());
+            return Err(self.not_finite(x));
         }
-        self.model.zero_grad();
-        self.model.backward(x, &mut self.space, None)?;
+        self.plan.backward(x)?;
         if let Some(observer) = observer {
-            observer(&Step { epoch: self.epoch, step: self.step, loss, model: &self.model, space: &self.space });
+            observer(&Step { epoch: self.epoch, step: self.step, loss, plan: &self.plan });
         }
-        self.model.step(self.optimizer.as_mut())?;
+        self.plan.update(self.optimizer.as_mut())?;
         Ok(loss)
     }
 
-    fn not_finite(&self) -> Error {
-        let culprit = (0..self.model.len())
-            .find(|&layer| self.space.output_of(layer).data().iter().any(|y| !y.is_finite()))
-            .map_or("the loss".to_string(), |layer| format!("the output of layer {}", self.model.name_of(layer)));
-        Error::NotFinite { epoch: self.epoch, step: self.step, first: culprit }
+    fn not_finite(&mut self, x: TensorRef<'_, T>) -> Error {
+        let first = self
+            .plan
+            .first_not_finite(x)
+            .map_or("the loss".to_string(), |layer| format!("the output of layer {}", self.plan.name_of(layer)));
+        Error::NotFinite { epoch: self.epoch, step: self.step, first }
     }
 
     /// Loss and accuracy of the model as it is, on all batches of a loader of [`Evaluator::loader`].
     ///
     /// # Errors
     /// As [`Evaluator::evaluate`]; [`Error::NotFinite`] if the loss is NaN or infinite: the latest update broke the model.
-    pub fn evaluate(&self, evaluator: &mut Evaluator<T>, loader: &mut Loader<'_, T>) -> Result<Metrics> {
-        let metrics = evaluator.evaluate(&self.model, loader)?;
+    pub fn evaluate(&mut self, evaluator: &mut Evaluator<T>, loader: &mut Loader<'_, T>) -> Result<Metrics> {
+        let metrics = evaluator.evaluate(self.plan.model(), loader)?;
+        self.finite(metrics)
+    }
+
+    /// Metrics of the model as it is, unless they show that it is broken.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if the loss is NaN or infinite: the latest update broke the model.
+    pub fn finite(&self, metrics: Metrics) -> Result<Metrics> {
         if metrics.loss.is_finite() {
             return Ok(metrics);
         }
@@ -134,9 +157,12 @@ impl<T: Element> Trainer<T> {
         self.start_epoch();
         loader.start_epoch(self.epoch);
         let mut total = 0.0;
-        while let Some(batch) = loader.next_batch() {
-            total += self.step(batch.x, Targets::Classes(batch.labels), None)?;
-        }
+        loader.for_each(|batches| {
+            for batch in batches {
+                total += self.step(batch.x, Targets::Classes(batch.labels), None)?;
+            }
+            Ok(())
+        })?;
         Ok(total / loader.batches() as f64)
     }
 }
@@ -188,7 +214,8 @@ pub fn fit<T: Element>(
     if epochs == 0 {
         return Err(Error::invalid("epochs", epochs, "at least 1"));
     }
-    let mut evaluator = Evaluator::new(trainer.model(), trainer.loss(), validation)?;
+    let loss = trainer.loss();
+    let mut evaluator = Evaluator::new(trainer.model(), loss, validation)?;
     let mut validation = evaluator.loader(validation, loader.scale())?;
     enter(threads, || {
         let mut history = Vec::with_capacity(epochs);
@@ -203,6 +230,21 @@ pub fn fit<T: Element>(
         }
         Ok(history)
     })
+}
+
+/// Runs both, at once if the enclosing [`Threads::run`] has threads for it, half of them for each; this thread's instruction set is
+/// carried along.
+///
+/// # Examples
+/// ```
+/// use evenkeel::{Threads, train::{both, enter}};
+/// let threads = Threads::new(2)?;
+/// assert_eq!(enter(&threads, || both(|| 1, || 2)), (1, 2));
+/// # Ok::<(), evenkeel::Error>(())
+/// ```
+pub fn both<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    let isa = Isa::current();
+    parallel::join_halves(|| with_isa(isa, a), || with_isa(isa, b))
 }
 
 /// [`Threads::run`] with this thread's instruction set carried along.

@@ -411,16 +411,23 @@ fn gradients_of<T: Element>(
 /// Moves running statistics towards the batch's: `running = (1 - momentum) running + momentum batch`, with the unbiased variance.
 ///
 /// `momentum` is the weight of this batch: a constant, or `1 / batches seen` for the cumulative average. A batch of fewer than two
-/// values changes nothing.
+/// values changes nothing. `offset` is what the values had been without: a bias, say, that the normalisation cancels.
 ///
 /// # Shapes
-/// `saved` as [`forward`] over `n` values of each channel left it; `running_mean`, `running_var`: `[c]`.
+/// `saved` as [`forward`] over `n` values of each channel left it; `offset`, `running_mean`, `running_var`: `[c]`.
 ///
 /// # Panics
 /// If lengths disagree.
-pub fn update_running<T: Element>(saved: &[T], n: usize, momentum: f64, running_mean: &mut [T], running_var: &mut [T]) {
+pub fn update_running<T: Element>(
+    saved: &[T],
+    offset: Option<&[T]>,
+    n: usize,
+    momentum: f64,
+    (running_mean, running_var): (&mut [T], &mut [T]),
+) {
     let c = running_mean.len();
     assert_eq!(running_var.len(), c, "batchnorm: {c} running means, {} running variances", running_var.len());
+    assert!(offset.is_none_or(|offset| offset.len() == c), "batchnorm: {c} running means, another number of offsets");
     let saved = Saved::new(saved, c);
     if n < 2 {
         return;
@@ -428,7 +435,8 @@ pub fn update_running<T: Element>(saved: &[T], n: usize, momentum: f64, running_
     let unbias = n as f64 / (n - 1) as f64;
     for channel in 0..c {
         let blend = |old: T, new: f64| T::from_f64((1.0 - momentum) * old.to_f64() + momentum * new);
-        running_mean[channel] = blend(running_mean[channel], saved.mean(channel));
+        let offset = offset.map_or(0.0, |offset| offset[channel].to_f64());
+        running_mean[channel] = blend(running_mean[channel], saved.mean(channel) + offset);
         running_var[channel] = blend(running_var[channel], saved.var(channel) * unbias);
     }
 }

@@ -23,7 +23,7 @@ fn two_rows_by_hand() {
     forward(&norm, &[1.0, 5.5, 3.0, 5.5], &mut y, &mut saved, &mut scratch).unwrap();
     assert_eq!(y, [0.0, 0.3, 2.0, 0.3]);
     let (mut mean, mut var) = ([0.0; 2], [1.0; 2]);
-    update_running(&saved, 2, 0.5, &mut mean, &mut var);
+    update_running(&saved, None, 2, 0.5, (&mut mean, &mut var));
     assert_eq!((mean, var), ([1.0, 2.75], [1.5, 0.5]));
 }
 

@@ -122,7 +122,7 @@ fn empty_batches_do_nothing<T: Element>() {
                 assert!(dgamma.iter().chain(&dbeta).all(|g| g.to_f64() == BEFORE));
             }
             let (mut mean, mut var) = (vec![T::ONE; c], vec![T::ONE; c]);
-            batchnorm::update_running(&saved, 0, 0.1, &mut mean, &mut var);
+            batchnorm::update_running(&saved, None, 0, 0.1, (&mut mean, &mut var));
             assert!(mean.iter().chain(&var).all(|s| s.to_f64() == 1.0));
             assert!(layer.forward_frozen((&mean, &var), 2).y.is_empty());
         });

@@ -138,7 +138,7 @@ fn running_statistics_agree_with_the_reference<T: Element>() {
                 let mut wanted = before.clone();
                 reference::batchnorm::update_running(&mut wanted, momentum, seen, &batch, n);
                 let weight = momentum.unwrap_or(1.0 / seen as f64);
-                batchnorm::update_running(&saved, n, weight, &mut mean, &mut var);
+                batchnorm::update_running(&saved, None, n, weight, (&mut mean, &mut var));
                 // One rounding to the type; in f64 a few on each of the two terms.
                 let limit = |wanted: f64, old: f64, new: f64| {
                     T::ROUNDOFF * wanted.abs()
