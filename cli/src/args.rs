@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use crate::bench::{Layout, Pass, Product, Typed};
+use crate::bench::{Layout, Network, Pass, Product, Typed};
 use crate::lab::{Lab, OptimizerKind};
 use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -125,6 +125,15 @@ pub(crate) enum Bench {
     /// multiply-add loop: above 5 % a row is not to be trusted.
     #[command(after_help = EXIT_STATUS)]
     Batchnorm(BatchNorm),
+    /// Training steps: forward, loss, backward and update on one batch; steps and samples a second, share of the machine's peak, and
+    /// PyTorch beside them, where the python3 on the path can import it.
+    ///
+    /// Samples of all instruction sets, of steps whose batches are gathered from bytes, of PyTorch (its optimiser by default, and the
+    /// fused one) and of a multiply-add loop as long as they are take turns. The share of the peak is that of the flops of the step's
+    /// products over that loop's: what arithmetic alone would allow. A ratio is another's time over ours on the best instruction set:
+    /// above 1 ours is faster. Noise is (p90 - p10) / median of the loop: above 5 % a row is not to be trusted.
+    #[command(after_help = EXIT_STATUS)]
+    Step(Step),
 }
 
 /// What every bench takes.
@@ -194,6 +203,25 @@ pub(crate) struct BatchNorm {
     /// ReLU after it, in the same pass.
     #[arg(long)]
     pub(crate) relu: bool,
+    #[command(flatten)]
+    pub(crate) timing: Timing,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Step {
+    /// The network of a lab, with BatchNorm and without. May be repeated.
+    #[arg(long, value_enum)]
+    pub(crate) lab: Vec<Lab>,
+    /// Widths from the inputs to the classes, then the batch, with BatchNorm or without, and the optimiser, if these are not 32, bn and
+    /// adam. May be repeated [default: the labs' networks, and 784-1024-1024-10_b256].
+    #[arg(long, value_name = "W-W-W[_bN][_nobn][_sgd]", value_parser = Network::parse)]
+    pub(crate) shape: Vec<Network>,
+    /// Runs every layer by itself.
+    #[arg(long)]
+    pub(crate) no_fusion: bool,
+    /// Also shows what a step consists of, and the share of its time that each kernel takes.
+    #[arg(long)]
+    pub(crate) kernels: bool,
     #[command(flatten)]
     pub(crate) timing: Timing,
 }

@@ -3,6 +3,7 @@
 //! Results go to standard output, progress to standard error. Exit status: 0 done, 1 a check failed or training broke down,
 //! 2 wrong usage, 3 data missing or unreadable, or a file or folder that cannot be written.
 
+mod allocations;
 mod args;
 mod bench;
 mod chart;

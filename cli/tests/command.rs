@@ -425,6 +425,84 @@ fn normalisations_beside_others_as_table_lines_and_picture() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "a part of a file was left");
 }
 
+/// A `python3` that says what the script would, and nothing of PyTorch.
+#[cfg(unix)]
+fn stand_in(folder: &Path, says: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder.join("python3");
+    fs::write(&path, format!("#!/bin/sh\n{says}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn steps_are_timed_beside_pytorch_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let answers = "while read -r line; do case \"$line\" in *widths*) echo '{\"ready\": true}';; *) echo '{\"seconds\": 1000}';; esac; done";
+    stand_in(folder.path(), &format!("echo '{{\"version\": \"0.1\"}}'\n{answers}"));
+    let path = format!("{}:/usr/bin:/bin", folder.path().display());
+    let networks = ["--shape", "20-8-3", "--shape", "mlp20-8-3_nobn_b5_sgd"];
+    let more = ["--isa", "scalar", "--isa", "portable", "--threads", "1,2", "--kernels", "--json", "-"];
+    let output = evenkeel(&bench("step", &[&networks[..], &more].concat())).env("PATH", &path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = json_lines(&output.stdout);
+    let peers = [
+        None,
+        Some("evenkeel-scalar"),
+        Some("evenkeel-gathered"),
+        Some("torch-0.1-eager"),
+        Some("torch-0.1-eager_fusedopt"),
+    ];
+    assert_eq!(lines.len(), 2 * 2 * peers.len());
+    let shapes = ["mlp20-8-3_bn_b32_adam", "mlp20-8-3_nobn_b5_sgd"];
+    for (i, line) in lines.iter().enumerate() {
+        let (case, peer) = (i / peers.len(), peers[i % peers.len()]);
+        assert_eq!(
+            (line["case"].as_str(), line["shape"].as_str()),
+            (Some("train_step"), Some(shapes[case % 2])),
+            "{line}"
+        );
+        assert_eq!((line["peer"].as_str(), line["threads"].as_u64()), (peer, Some(case as u64 / 2 + 1)), "{line}");
+        for key in ["median_us", "steps_per_s", "samples_per_s", "gflops", "percent_of_peak"] {
+            // A thousand seconds are less than four digits tell of a step a second.
+            assert!(
+                line[key].as_f64().unwrap() > 0.0 || peer.is_some_and(|peer| peer.starts_with("torch")),
+                "{key} in {line}"
+            );
+        }
+        if peer.is_none() {
+            assert!(line["kernels"].as_array().unwrap().len() > 5 && line["allocations"].is_u64(), "{line}");
+        }
+    }
+    // As a table, with a picture; a ratio for each way in which PyTorch trains.
+    let plot = folder.path().join("steps.svg").display().to_string();
+    let more = ["--shape", "20-8-3", "--isa", "portable", "--no-fusion", "--plot", &plot];
+    let output = evenkeel(&bench("step", &more)).env("PATH", &path).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("without fusion") && table.contains("torch-0.1-eager_fusedopt: their time"), "{table}");
+    assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+    // Where there is none, or one that cannot be imported or ends, the table says so.
+    for (says, why) in [
+        ("echo '{\"missing\": \"ModuleNotFoundError: No module named torch\"}'", "ModuleNotFoundError"),
+        ("exit 1", "has ended"),
+        ("echo '{\"version\": \"0.1\"}'; read -r line", "has ended"),
+        ("echo nonsense", "nonsense"),
+    ] {
+        stand_in(folder.path(), says);
+        let output =
+            evenkeel(&bench("step", &["--shape", "20-8-3", "--isa", "portable"])).env("PATH", &path).output().unwrap();
+        let table = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success() && table.contains("PyTorch is not beside it") && table.contains(why),
+            "{table}"
+        );
+    }
+    let output = evenkeel(&bench("step", &["--lab", "mlp32", "--isa", "portable"])).env("PATH", "").output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("mlp784-32-32-10_")).count();
+    assert!(output.status.success() && rows == 2 && table.contains("python3 cannot be run"), "{table}");
+}
+
 #[test]
 fn the_roof_has_every_instruction_set_and_level() {
     let output = run(&bench("roof", &["--threads", "1,2", "--json", "-"]));

@@ -244,7 +244,7 @@ impl<T: Element> Course for Table<'_, T> {
                 format!("{:.1}", case.textbook.median() / median),
             ]);
             cells.extend(self.peers.iter().map(|peer| {
-                let seconds = peer.seconds(case.job, T::NAME, case.threads);
+                let seconds = peer.seconds(&case.job, T::NAME, case.threads);
                 seconds.map_or("-".to_string(), |seconds| format!("{:.2}", seconds / median))
             }));
             cells.push(noise_cell(self.noise(case)));
@@ -295,7 +295,7 @@ impl<T: Element> Course for Table<'_, T> {
         let mut names = vec![format!("{TEXTBOOK} (a plain loop on one thread)")];
         names.extend(self.peers.iter().map(|peer| peer.name.clone()));
         lines.push(format!("{}: their time over that of the row; above 1 ours is faster.", names.join(", ")));
-        lines.extend(peers::unpaired(self.peers, cases.iter().map(|case| (case.job, case.threads)), T::NAME));
+        lines.extend(peers::unpaired(self.peers, cases.iter().map(|case| (&case.job, case.threads)), T::NAME));
         lines.push(format!(
             "Noise: the spread of a loop of multiply-adds as long as the samples and in turns with them; !: above {}.",
             percent(NOISY)
@@ -342,7 +342,7 @@ impl<T: Element> Table<'_, T> {
         }
         rates.push((TEXTBOOK.to_string(), points(&|case| case.gbps(case.textbook.median()))));
         for peer in self.peers {
-            let seconds = |case: &Case| peer.seconds(case.job, T::NAME, case.threads).unwrap_or(f64::NAN);
+            let seconds = |case: &Case| peer.seconds(&case.job, T::NAME, case.threads).unwrap_or(f64::NAN);
             rates.push((peer.name.clone(), points(&|case| case.gbps(seconds(case)))));
         }
         // One roof for cases that touch the same memory: the highest.

@@ -4,7 +4,7 @@ use super::course::{self, Course, budgets_of, noise_cell};
 use super::peers::{self, Peer};
 use super::product::{Form, Operands, Product};
 use super::rival::{RIVAL, Rival};
-use super::sample::{Effort, NOISY, Samples, median, repetitions, sample_seconds, take_turns};
+use super::sample::{Effort, NOISY, Ours, Samples, median, repetitions, sample_seconds, take_turns};
 use super::{
     at_once, budgets, count_of_threads, flops_of_unit, isas, line, multiply_adds, percent, rounded, settle, timed,
 };
@@ -35,21 +35,6 @@ struct Case {
     ours: Vec<Ours>,
     /// On one thread only: that is all that matrixmultiply is asked for.
     rival: Option<Samples>,
-}
-
-struct Ours {
-    isa: Isa,
-    samples: Samples,
-    /// The loop of multiply-adds, as long as the samples.
-    peak: Samples,
-    /// Operations that the loop's times are for.
-    peak_flops: f64,
-}
-
-impl Ours {
-    fn peak_gflops(&self) -> f64 {
-        self.peak_flops / self.peak.median() * 1e-9
-    }
 }
 
 impl Case {
@@ -258,7 +243,7 @@ impl<T: Rival> Course for Table<'_, T> {
         if self.with_rival {
             cells.push(ratio(case.rival.as_ref().map(Samples::median)));
         }
-        cells.extend(self.peers.iter().map(|peer| ratio(peer.seconds(case.product, T::NAME, case.threads))));
+        cells.extend(self.peers.iter().map(|peer| ratio(peer.seconds(&case.product, T::NAME, case.threads))));
         cells.push(noise_cell(case.noise()));
         vec![cells]
     }
@@ -282,7 +267,7 @@ impl<T: Rival> Course for Table<'_, T> {
                 self.isas[0]
             ));
         }
-        lines.extend(peers::unpaired(self.peers, cases.iter().map(|case| (case.product, case.threads)), T::NAME));
+        lines.extend(peers::unpaired(self.peers, cases.iter().map(|case| (&case.product, case.threads)), T::NAME));
         let budgets = budgets_of(cases.iter().map(|case| case.threads));
         lines.extend(budgets.into_iter().map(|threads| peaks(cases, self.isas, threads)));
         lines
@@ -314,7 +299,7 @@ fn figure<T: Rival>(cases: &[Case], isas: &[Isa], peers: &[Peer<Product>], note:
             rates.push((RIVAL.to_string(), shown.iter().map(rate).collect()));
             for peer in peers {
                 let rate = |case: &&Case| {
-                    let seconds = peer.seconds(case.product, T::NAME, threads);
+                    let seconds = peer.seconds(&case.product, T::NAME, threads);
                     seconds.map_or(f64::NAN, |seconds| case.product.flops() / seconds * 1e-9)
                 };
                 rates.push((peer.name.clone(), shown.iter().map(rate).collect()));
@@ -322,6 +307,7 @@ fn figure<T: Rival>(cases: &[Case], isas: &[Isa], peers: &[Peer<Product>], note:
             rates.retain(|(_, rates)| rates.iter().any(|rate| rate.is_finite()));
             panels.push(figures::Rates {
                 title: format!("{title}, {}", count_of_threads(threads)),
+                label: "m x k x n",
                 shapes: shown.iter().map(|c| format!("{}x{}x{}", c.product.m, c.product.k, c.product.n)).collect(),
                 rates,
                 peak: (format!("{} peak", isas[0]), shown.iter().map(|case| case.best().peak_gflops()).collect()),

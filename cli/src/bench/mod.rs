@@ -8,12 +8,15 @@ mod batchnorm;
 mod course;
 mod gemm;
 mod memory;
+mod network;
 mod norm;
 mod peers;
 mod product;
 mod rival;
 mod roof;
 mod sample;
+mod step;
+mod torch;
 
 use crate::args::{Bench, Format, Measure};
 use crate::failure::Failure;
@@ -24,6 +27,7 @@ use evenkeel::machine::{self, probe};
 use evenkeel::simd::{Element, ISA_VARIABLE, Isa, with_isa};
 use evenkeel::tensor::Tensor;
 use evenkeel::{Error, Rng, Threads};
+pub(crate) use network::Network;
 pub(crate) use product::Product;
 use sample::Samples;
 use serde_json::{Value, json};
@@ -37,6 +41,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
         Bench::Roof(options) => roof::run(options),
         Bench::Gemm(options) => gemm::run(options),
         Bench::Batchnorm(options) => batchnorm::run(options),
+        Bench::Step(options) => step::run(options),
     }
 }
 

@@ -22,18 +22,18 @@ struct Time<J> {
 /// Who, if a line says so, and what.
 type Named<J> = (Option<String>, Time<J>);
 
-impl<J: Copy + PartialEq> Peer<J> {
+impl<J: PartialEq> Peer<J> {
     /// Its least time for a job, where a file has several.
-    pub(crate) fn seconds(&self, job: J, element: &str, threads: usize) -> Option<f64> {
-        let same = |t: &&Time<J>| t.job == job && t.element == element && t.threads == threads as u64;
+    pub(crate) fn seconds(&self, job: &J, element: &str, threads: usize) -> Option<f64> {
+        let same = |t: &&Time<J>| t.job == *job && t.element == element && t.threads == threads as u64;
         self.times.iter().filter(same).map(|time| time.seconds).min_by(f64::total_cmp)
     }
 }
 
 /// Says who has no time for any case that was measured: a job with a number of threads, all of one type.
-pub(crate) fn unpaired<J: Copy + PartialEq>(
+pub(crate) fn unpaired<'j, J: PartialEq + 'j>(
     peers: &[Peer<J>],
-    measured: impl Iterator<Item = (J, usize)> + Clone,
+    measured: impl Iterator<Item = (&'j J, usize)> + Clone,
     element: &str,
 ) -> Option<String> {
     let is_unpaired =
@@ -141,15 +141,15 @@ mod tests {
             ["torch", "before", "matrixmultiply (before)"]
         );
         let (plain, tn) = (Product::parse("32x784x32").unwrap(), Product::parse("784x32x32_tn").unwrap());
-        assert_eq!(found[0].seconds(plain, "f32", 1), Some(20.0 * 1e-6));
-        assert_eq!(found[0].seconds(plain, "f64", 1), Some(40.0 * 1e-6));
-        assert_eq!(found[0].seconds(plain, "f32", 4), None);
-        assert_eq!(found[0].seconds(tn, "f32", 1), None);
-        assert_eq!(found[1].seconds(tn, "f32", 4), Some(8.0 * 1e-6));
+        assert_eq!(found[0].seconds(&plain, "f32", 1), Some(20.0 * 1e-6));
+        assert_eq!(found[0].seconds(&plain, "f64", 1), Some(40.0 * 1e-6));
+        assert_eq!(found[0].seconds(&plain, "f32", 4), None);
+        assert_eq!(found[0].seconds(&tn, "f32", 1), None);
+        assert_eq!(found[1].seconds(&tn, "f32", 4), Some(8.0 * 1e-6));
         let unpaired = |job, element| unpaired(&found, [(job, 1)].into_iter(), element).unwrap_or_default();
-        assert!(unpaired(plain, "f64").starts_with("before, matrixmultiply (before): no time"));
-        assert!(unpaired(tn, "f32").starts_with("torch, before: no time"));
-        assert_eq!(super::unpaired(&found[..1], [(plain, 1), (tn, 1)].into_iter(), "f32"), None);
+        assert!(unpaired(&plain, "f64").starts_with("before, matrixmultiply (before): no time"));
+        assert!(unpaired(&tn, "f32").starts_with("torch, before: no time"));
+        assert_eq!(super::unpaired(&found[..1], [(&plain, 1), (&tn, 1)].into_iter(), "f32"), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Samples of things that take turns, so that a drift of the machine meets all alike.
 
+use evenkeel::simd::Isa;
 use std::time::Instant;
 
 /// Noise above this share says that something else was using the machine: figures from that time are not to be trusted.
@@ -60,6 +61,22 @@ impl Samples {
     /// `(p90 - p10) / median`.
     pub(crate) fn spread(&self) -> f64 {
         (self.at(0.9) - self.at(0.1)) / self.median()
+    }
+}
+
+/// Samples on one instruction set, and what it is held to.
+pub(crate) struct Ours {
+    pub(crate) isa: Isa,
+    pub(crate) samples: Samples,
+    /// The loop of multiply-adds, as long as the samples.
+    pub(crate) peak: Samples,
+    /// Operations that the loop's times are for.
+    pub(crate) peak_flops: f64,
+}
+
+impl Ours {
+    pub(crate) fn peak_gflops(&self) -> f64 {
+        self.peak_flops / self.peak.median() * 1e-9
     }
 }
 

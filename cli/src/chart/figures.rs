@@ -124,9 +124,11 @@ pub(crate) fn gradients(title: &str, note: &str, stretches: &[(&str, &[LayerNorm
     }
 }
 
-/// Rates of products with one number of threads.
+/// Rates of products, or of steps, with one number of threads.
 pub(crate) struct Rates {
     pub(crate) title: String,
+    /// What the shapes are.
+    pub(crate) label: &'static str,
     pub(crate) shapes: Vec<String>,
     /// Who, and GFLOP/s for each shape; NaN where there is none.
     pub(crate) rates: Vec<(String, Vec<f64>)>,
@@ -141,7 +143,7 @@ pub(crate) fn rates(title: &str, note: &str, columns: usize, groups: Vec<Rates>)
             |(name, rates): (String, Vec<f64>), form| Series { name, points: counted(rates), form, band: None };
         Panel {
             title: group.title,
-            x: axis("m x k x n", Scale::Names(group.shapes)),
+            x: axis(group.label, Scale::Names(group.shapes)),
             y: axis("GFLOP/s", Scale::FromZero),
             series: std::iter::once(series(group.peak, Form::Line))
                 .chain(group.rates.into_iter().map(|rates| series(rates, Form::Points)))

@@ -101,6 +101,7 @@ fn rated(shapes: usize) -> Figure {
     let name = |i: usize| format!("{0}x{0}x{0}", 512 + i);
     let values = |height: f64| (0..shapes).map(|i| height + jitter(i as u64)).collect::<Vec<f64>>();
     let group = Rates {
+        label: "m x k x n",
         title: "A B, 1 thread".to_owned(),
         shapes: (0..shapes).map(name).collect(),
         rates: vec![("avx2".to_owned(), values(80.0)), ("matrixmultiply".to_owned(), values(70.0))],
