@@ -116,20 +116,21 @@ impl<'a, T: Element> Kernel<T> for &'a mut Sweep<'a, T> {
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
         match self.a {
-            A::ByRow(a) => self.tiles::<V, _>(a),
-            A::ByColumn(a) => self.tiles::<V, _>(a),
+            A::ByRow(a) => self.tiles::<V, _, false>(a),
+            A::ByColumn(a) => self.tiles::<V, _, true>(a),
         }
     }
 }
 
 impl<T: Element> Sweep<'_, T> {
+    /// `FAR`: whether C may be far. A whose rows are read where they lie is multiplied by few columns, so that it is not.
     #[inline(always)]
-    fn tiles<V: Lanes<Elem = T>, A: Striped<T>>(&mut self, a: A) {
+    fn tiles<V: Lanes<Elem = T>, A: Striped<T>, const FAR: bool>(&mut self, a: A) {
         // One arm for each size of a tile; those that this instruction set has no registers for are not compiled.
         macro_rules! arms {
             ($nv:literal: $($mr:literal)*) => {
                 match self.strips.rows {
-                    $($mr if $mr <= const { Tiles::of::<V>().most($nv) } => self.tile::<V, A, $mr, $nv>(a),)*
+                    $($mr if $mr <= const { Tiles::of::<V>().most($nv) } => self.tile::<V, A, $mr, $nv, FAR>(a),)*
                     _ => unreachable!("no more rows than a tile has"),
                 }
             };
@@ -145,7 +146,7 @@ impl<T: Element> Sweep<'_, T> {
     }
 
     #[inline(always)]
-    fn tile<V: Lanes<Elem = T>, A: Striped<T>, const MR: usize, const NV: usize>(&mut self, a: A) {
+    fn tile<V: Lanes<Elem = T>, A: Striped<T>, const MR: usize, const NV: usize, const FAR: bool>(&mut self, a: A) {
         let Sweep { strips, b, cols, step, by_panel, finish, .. } = *self;
         let (strips, panels) = (strips.count, b.count());
         let (mut s, mut p) = (0, 0);
@@ -156,7 +157,7 @@ impl<T: Element> Sweep<'_, T> {
                 b.prefetch(p + 1);
             }
             let c = self.c.block((i, MR), (j, cols));
-            tile::<V, A, MR, NV>(a.strip(s, MR), b.get(p, cols), cols, finish.at(i, j), c);
+            tile::<V, A, MR, NV, FAR>(a.strip(s, MR), b.get(p, cols), cols, finish.at(i, j), c);
             // One loop for both orders, so that the tile is there once.
             if by_panel {
                 s += 1;
@@ -179,7 +180,7 @@ impl<T: Element> Sweep<'_, T> {
 /// vectors ends with B's last column and may overlap the one before it, whose elements it then computes again; a single one may
 /// be wider than B.
 #[inline(always)]
-fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
+fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize, const FAR: bool>(
     a: A,
     b: Rows<'_, V::Elem>,
     cols: usize,
@@ -191,13 +192,22 @@ fn tile<V: Lanes, A: Columns<V::Elem>, const MR: usize, const NV: usize>(
     } else {
         assert!(cols > (NV - 1) * V::WIDTH && cols >= V::WIDTH);
     }
-    for i in 0..MR {
-        c.prefetch(i);
+    // The many lines of a large tile are asked for one by one: all at once, they would keep what is read next waiting.
+    let is_large = FAR && MR >= 12 && NV >= 2;
+    if !is_large {
+        for i in 0..MR {
+            c.prefetch(i, 0);
+        }
     }
     let mut acc = [[V::zero(); NV]; MR];
     let mut pairs = Pairs::new(a, b);
     if matches!(NV, 2 | 3) && MR >= 4 {
+        let mut near = 0;
         while pairs.begin(UNROLL) {
+            if is_large && near < NV * MR {
+                c.prefetch(near / NV, offset::<V, NV>(near % NV, cols));
+                near += 1;
+            }
             for _ in 0..UNROLL {
                 step(&mut acc, pairs.take(), cols);
             }

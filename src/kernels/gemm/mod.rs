@@ -17,7 +17,8 @@
 //! The loops down to the tasks are in `pass`, what one task does in `task`, the sweep and the tile in `micro`.
 //!
 //! A sweep takes one panel after the other, which stays in the first cache while all strips pass by; or one strip after the other, where
-//! all of B is in the first cache, so that A and C are passed through once and in order.
+//! all of B is in the first cache, or where the second keeps up with a tile of twelve rows, so that A and C are passed through once and
+//! in order. The lines of C under a large tile are asked for while it is summed, one every few steps.
 //!
 //! **Tiles divide the shape.** Rows are cut into strips of nearly equal height, because a tile of fewer than eight vectors waits for
 //! its own sums. A panel's last vector ends with its last column and overlaps the one before it, so that nothing is masked: both

@@ -1,6 +1,6 @@
 //! One task of a pass: its rows of A times its panels of B, as sweeps of tiles or by the loop that suits it better.
 
-use super::blocking::{self, Caches, Cut, FEW, Tiles};
+use super::blocking::{self, Caches, Cut, FEW, NV, Tiles};
 use super::micro::{A, Buffer, Finish, Scatter, Sweep};
 use super::pass::{B, Block};
 use super::shallow::Shallow;
@@ -38,6 +38,7 @@ impl<T: Element> Product<'_, T> {
         let (first, end) = self.panels;
         let m = a.rows();
         let is_near = caches.keep_near::<T>(kc * nc);
+        let by_panel = !is_near && !caches.keep_strips_near::<T>(tiles.most(NV), kc, c.cols());
         if let B::InPlace(b) = b {
             // A tile takes what is near, and four rows, unless their elements have to be written one by one.
             let is_thin = if c.has_contiguous_rows() { m <= FEW && !is_near } else { m <= THIN };
@@ -108,7 +109,7 @@ impl<T: Element> Product<'_, T> {
                             }
                         };
                         let finish = self.finish.at(self.i0 + i, jc + j0);
-                        let (step, by_panel) = ((mr, cut.width), !is_near);
+                        let step = (mr, cut.width);
                         let all_rows = (i, (count - 1) * mr + rows);
                         let mut c = c.block(all_rows, (column(j), (panels - 1) * cut.width + cols));
                         if let Some(tile) = &mut buffer {

@@ -101,10 +101,10 @@ impl<'a, T: Copy> RowsMut<'a, T> {
         Rows { start: self.start, rows: self.rows, cols: self.cols, stride: self.stride, data: PhantomData }
     }
 
-    /// Asks for row `i` to be brought near, to be written soon.
+    /// Asks for the line of an element to be brought near, to be written soon; it may lie anywhere, even outside.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, i: usize) {
-        self.read().prefetch(i, 0);
+    pub(crate) fn prefetch(&self, i: usize, j: usize) {
+        self.read().prefetch(i, j);
     }
 
     /// `len` elements of row `i` from column `j` on.
