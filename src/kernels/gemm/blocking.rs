@@ -141,13 +141,14 @@ pub(super) fn reads_a_in_place(is_by_column: bool, kc: usize, n: usize) -> bool 
 /// The register tiles of an instruction set.
 ///
 /// With 16 registers, 6 rows of 2 vectors are 12 accumulators, and leave room for 2 vectors of B and a broadcast of A; one more
-/// vector would spill. Lanes that are there for other reasons than speed get few tiles, for the sake of the library's size.
+/// vector would spill. So are 4 rows of 3 vectors, which with 3 vectors of B and a broadcast take all. With 32 registers, 12 rows of 2
+/// vectors and 8 of 3 are 24. Lanes that are there for other reasons than speed get few tiles, for the sake of the library's size.
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     /// Elements in a vector.
     pub(super) width: usize,
-    /// Most rows of a tile of 1 and of 2 vectors.
-    most: [usize; 2],
+    /// Most rows of a tile of 1, 2 and 3 vectors.
+    most: [usize; 3],
     /// Whether there are tiles of 3 and 4 vectors.
     pub(super) wide: bool,
 }
@@ -155,9 +156,6 @@ pub(super) struct Tiles {
 /// Most rows of a tile of 4 vectors. So few rows are multiplied by panels of up to 4 vectors: tiles of 2 would wait for their own
 /// sums.
 pub(super) const FEW: usize = 3;
-
-/// Most rows of a tile of 3 vectors: with 3 vectors of B and a broadcast of A, all of 16 registers.
-const THREES: usize = 4;
 
 /// Vectors in a panel of B, but for products of few rows.
 pub(super) const NV: usize = 2;
@@ -168,9 +166,9 @@ impl Tiles {
     pub(super) const fn of<V: Lanes>() -> Self {
         let narrow = V::WIDTH * size_of::<V::Elem>() < 32;
         let most = match V::REGISTERS {
-            _ if narrow => [4, 4],
-            32.. => [12, 12],
-            _ => [12, 6],
+            _ if narrow => [4, 4, 0],
+            32.. => [12, 12, 8],
+            _ => [12, 6, 4],
         };
         Tiles { width: V::WIDTH, most, wide: !narrow }
     }
@@ -179,8 +177,7 @@ impl Tiles {
     #[inline(always)]
     pub(super) const fn most(self, nv: usize) -> usize {
         match nv {
-            1 | 2 => self.most[nv - 1],
-            3 if self.wide => THREES,
+            1..=3 => self.most[nv - 1],
             _ if self.wide => FEW,
             _ => 0,
         }
@@ -218,6 +215,13 @@ impl Tiles {
             (6, 10) => (5, 2),
             (6, 12..) if rest.is_multiple_of(6) => (6, rest / 6),
             (6, 14..) => (6, (rest - 8) / 6),
+            // Three vectors: there are tiles of 8 and 6 to 1 rows.
+            (8, 7) => (4, 1),
+            (8, 9 | 13) => (5, 1),
+            (8, 10) => (5, 2),
+            (8, 11 | 12) => (6, 1),
+            (8, 16..) if rest.is_multiple_of(8) => (8, rest / 8),
+            (8, 17..) => (8, (rest - 6) / 8),
             (4, 5 | 6) => (3, 1),
             (4, 8..) if rest.is_multiple_of(4) => (4, rest / 4),
             (4, 8..) => (4, (rest - 3) / 4),
@@ -264,5 +268,28 @@ impl Cut {
     pub(super) fn alike(self, j: usize, end: usize) -> usize {
         let last_differs = self.count * self.width != self.nc;
         if end == self.count && last_differs && end - j > 1 { end - j - 1 } else { end - j }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_have_heights_that_tiles_have() {
+        // Those of `Sweep`.
+        let heights = [&[1, 2, 3, 4, 8, 12][..], &[1, 2, 3, 4, 5, 6, 8, 12], &[1, 2, 3, 4, 5, 6, 8]];
+        for most in [[12, 12, 8], [12, 6, 4]] {
+            let tiles = Tiles { width: 16, most, wide: true };
+            for (nv, rows) in (1..=3).flat_map(|nv| (1..=100).map(move |rows| (nv, rows))) {
+                let mut rest = rows;
+                while rest > 0 {
+                    let (mr, count) = tiles.strips(nv, rest);
+                    let fits = mr <= most[nv - 1] && heights[nv - 1].contains(&mr);
+                    assert!(fits && 0 < mr * count && mr * count <= rest, "{nv} vectors, {rest} rows: {count} of {mr}");
+                    rest -= mr * count;
+                }
+            }
+        }
     }
 }

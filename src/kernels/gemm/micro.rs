@@ -139,7 +139,7 @@ impl<T: Element> Sweep<'_, T> {
             1 if const { Tiles::of::<V>().most(1) } == 4 => arms!(1: 1 2 3 4),
             1 => arms!(1: 1 2 3 4 8 12),
             2 => arms!(2: 1 2 3 4 5 6 8 12),
-            3 if const { Tiles::of::<V>().wide } => arms!(3: 1 2 3 4),
+            3 if const { Tiles::of::<V>().wide } => arms!(3: 1 2 3 4 5 6 8),
             4 if const { Tiles::of::<V>().wide } => arms!(4: 1 2 3),
             _ => unreachable!("no more columns than a tile has"),
         }
