@@ -31,8 +31,8 @@
 //! # Unsafe code
 //!
 //! Denied in every room but `simd`, which names the instruction sets; each of its files states the one fact it relies on. Outside
-//! the library two things need it: a counting allocator in the tests, and calling a rival with pointers, in the benches and in
-//! `evenkeel bench`.
+//! the library two things need it: counting allocators, in the tests and in the command, and calling a rival with pointers, in the benches
+//! and in `evenkeel bench`.
 //!
 //! # Features
 //!

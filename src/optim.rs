@@ -8,7 +8,8 @@ use crate::tensor::Tensor;
 /// Moves parameters along their gradients.
 ///
 /// A model calls [`Optimizer::begin_step`] once and then [`Optimizer::update`] for each parameter tensor, always in the same
-/// order, so that `index` names the same tensor in every step.
+/// order, so that `index` names the same tensor in every step. A plan that fuses layers hands over the parameters of all of them as one
+/// tensor, with zeros between them, so that what an optimiser does must not depend on where one ends.
 pub trait Optimizer<T: Element>: Send {
     /// The next step begins.
     fn begin_step(&mut self);

@@ -125,23 +125,9 @@ fn what_cannot_be_folded_runs_as_it_is() {
         .push(BatchNorm1d::new(2).unwrap())
         .push(Relu::new());
     let mut evaluation = model.evaluation([3, 4].into()).unwrap();
-    let x = normals([3, 4], 1);
-    // A weight so large that its product with the slope of the normalisation is not finite; its products with x are.
-    model.visit_mut(&mut |layer, p| {
-        if (layer, p.name) == (0, "weight") {
-            p.value.fill(1e-30);
-        }
-        if (layer, p.name) == (1, "weight") {
-            p.value.fill(f32::MAX);
-        }
-    });
-    evaluation.refresh(&model).unwrap();
+    let x = normals::<f32>([3, 4], 1);
     let mut space = model.infer_space(x.shape()).unwrap();
-    let wanted = model.infer(x.view(), &mut space).unwrap().data().to_vec();
-    for (found, wanted) in evaluation.infer(&model, x.view()).unwrap().data().iter().zip(&wanted) {
-        assert!((found - wanted).abs() <= 1e-5 * wanted.abs(), "{found} and {wanted}");
-    }
-    // A bias that overflows behind the slope.
+    // A weight so large that its product with the slope of the normalisation is not finite; its products with x are.
     model.visit_mut(&mut |layer, p| {
         if (layer, p.name) == (0, "weight") {
             p.value.fill(3e38);

@@ -99,7 +99,7 @@ struct Stack {
 }
 
 impl Stack {
-    /// The model; with `zero`, biases that a normalisation follows are zero.
+    /// The model; with `zero`, without the biases that a normalisation follows.
     fn model<T: Element>(&self, zero: bool) -> Sequential<T> {
         let rng = &mut Rng::new(self.seed, "init");
         let (mut model, mut width, mut widths) = (Sequential::new(), self.inputs, self.widths.iter().cycle());
@@ -108,10 +108,9 @@ impl Stack {
                 Kind::Linear(has_bias) => {
                     let outputs = *widths.next().unwrap();
                     let mut linear = Linear::new(width, outputs, rng).unwrap();
-                    if !has_bias {
+                    let is_cancelled = matches!(self.kinds.get(i + 1), Some(Kind::Norm(..)));
+                    if !has_bias || zero && is_cancelled {
                         linear = linear.without_bias();
-                    } else if zero && matches!(self.kinds.get(i + 1), Some(Kind::Norm(..))) {
-                        linear.set_bias(&vec![T::ZERO; outputs]).unwrap();
                     }
                     width = outputs;
                     model.push(linear)
@@ -135,11 +134,6 @@ impl Stack {
             }
         });
         model
-    }
-
-    /// Whether a normalisation follows a bias.
-    fn cancels(&self) -> bool {
-        self.kinds.windows(2).any(|pair| matches!(pair, [Kind::Linear(true), Kind::Norm(..)]))
     }
 
     fn outputs(&self) -> usize {
@@ -179,14 +173,20 @@ fn trained<T: Element>(
     batches: &[Tensor<T>],
     outputs: usize,
     optimizer: &mut dyn Optimizer<T>,
+    is_watched: fn(usize) -> bool,
 ) -> Trained {
     let mut trained = Trained::default();
-    for x in batches {
+    for (i, x) in batches.iter().enumerate() {
         let labels = classes(x.shape().dims()[0], outputs);
-        plan.forward_watched(x.view()).unwrap();
+        if is_watched(i) {
+            plan.forward_watched(x.view()).unwrap();
+        } else {
+            plan.forward(x.view()).unwrap();
+        }
         trained.losses.push(plan.loss_of(Targets::Classes(&labels)).unwrap().to_bits());
         plan.backward(x.view()).unwrap();
-        trained.outputs.push((0..plan.layers()).map(|layer| bits(plan.output_of(layer).unwrap().data())).collect());
+        let output_of = |layer| plan.output_of(layer).map(|y| bits(y.data())).filter(|_| is_watched(i));
+        trained.outputs.push((0..plan.layers()).map(output_of).collect());
         trained.gradients.push(parameters(&plan));
         plan.update(optimizer).unwrap();
     }
@@ -201,7 +201,7 @@ fn trained<T: Element>(
 #[derive(Debug, Default, PartialEq)]
 struct Trained {
     losses: Vec<u64>,
-    outputs: Vec<Vec<Vec<u64>>>,
+    outputs: Vec<Vec<Option<Vec<u64>>>>,
     gradients: Vec<Vec<Shown>>,
     parameters: Vec<Shown>,
     in_model: Vec<Shown>,
@@ -223,18 +223,25 @@ fn fused_is_layer_by_layer<T: Element>(stack: &Stack, sizes: &[usize]) {
     let plan = |zero, fusion| Plan::new(stack.model::<T>(zero), largest, Loss::CrossEntropy, fusion).unwrap();
     for isa in Isa::available() {
         with_isa(isa, || {
-            let run = |zero, fusion| {
-                // What is left of a cancelled bias's gradient, layer by layer, would move it from zero.
-                let mut sgd = Sgd::new(if stack.cancels() { 0.0 } else { 0.1 }).unwrap();
-                let mut trained = trained(plan(zero, fusion), &batches, stack.outputs(), &mut sgd);
+            let run = |zero, fusion, is_watched| {
+                let mut sgd = Sgd::new(0.1).unwrap();
+                let mut trained = trained(plan(zero, fusion), &batches, stack.outputs(), &mut sgd, is_watched);
                 assert_eq!(trained.parameters, trained.in_model, "what a plan and its model hold");
                 trained.in_model.clear();
                 trained.parameters = without_cancelled(trained.parameters, stack);
                 trained.gradients = trained.gradients.into_iter().map(|all| without_cancelled(all, stack)).collect();
                 trained
             };
-            // A bias that is not added is one that is zero.
-            assert_eq!(run(false, Fusion::On), run(true, Fusion::Off), "{isa}: {stack:?}");
+            // A bias that is not added is one that is not there.
+            let (fused, plain) = (run(false, Fusion::On, |_| true), run(true, Fusion::Off, |_| true));
+            assert!(fused.outputs.iter().flatten().all(Option::is_some));
+            assert_eq!(fused, plain, "{isa}: {stack:?}");
+            // What observers see changes nothing.
+            let without = |mut trained: Trained| {
+                trained.outputs.clear();
+                trained
+            };
+            assert_eq!(without(run(false, Fusion::On, |_| false)), without(fused), "{isa}, not watched: {stack:?}");
         });
     }
 }
@@ -466,6 +473,56 @@ fn passes_out_of_order_and_batches_that_do_not_fit_are_refused() {
     plan.loss_of(Targets::Classes(&labels)).unwrap();
     plan.backward(x.view()).unwrap();
     assert!(plan.backward(x.view()).is_err(), "that gradient is used up");
+    assert!(plan.loss_of(Targets::Classes(&labels)).is_err(), "the outputs have been passed back through");
+    // Nor are outputs and gradients of any use where parameters have moved since.
+    plan.forward(x.view()).unwrap();
+    plan.loss_of(Targets::Classes(&labels)).unwrap();
+    plan.update(&mut Sgd::new(0.1).unwrap()).unwrap();
+    assert!(plan.backward(x.view()).is_err() && plan.loss_of(Targets::Classes(&labels)).is_err());
+    assert!(plan.output_of(1).is_some(), "they can be looked at");
+}
+
+/// `[n, 2 c]` to `[2 n, c]`.
+struct Halves;
+
+impl<T: Element> Layer<T> for Halves {
+    fn describe(&self) -> String {
+        "Halves".to_string()
+    }
+
+    fn output_shape(&self, input: Shape) -> Result<Shape> {
+        Ok([2 * input.dims()[0], input.dims()[1] / 2].into())
+    }
+
+    fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, _scratch: &mut [T]) -> Result<()> {
+        y.data().copy_from_slice(x.data());
+        Ok(())
+    }
+
+    fn forward(&mut self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, _saved: &mut [T], scratch: &mut [T]) -> Result<()> {
+        self.infer(x, y, scratch)
+    }
+
+    fn backward(
+        &mut self,
+        _x: TensorRef<'_, T>,
+        dy: TensorRef<'_, T>,
+        dx: Option<TensorMut<'_, T>>,
+        _saved: &[T],
+        _scratch: &mut [T],
+    ) -> Result<()> {
+        if let Some(mut dx) = dx {
+            dx.data().copy_from_slice(dy.data());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_layer_with_other_rows_is_refused_by_its_name() {
+    let model = Sequential::<f32>::new().push(Relu::new()).push(Halves);
+    let error = Plan::new(model, [4, 6].into(), Loss::Mse, Fusion::On).map(drop).unwrap_err().to_string();
+    assert_eq!(error, "layer 1: Halves: rows of the output: expected as many as of the input, found [8, 3] for [4, 6]");
 }
 
 #[test]

@@ -76,7 +76,7 @@ pub(crate) struct Compare {
     /// Decides initial weights and the order of the batches.
     #[arg(long, default_value_t = 1, value_name = "S", allow_negative_numbers = true, value_parser = number::<u64>(SEED))]
     pub(crate) seed: u64,
-    /// Runs every layer by itself: the same results, to within rounding, and slower.
+    /// Runs every layer by itself: slower, and the same but for roundings, which training magnifies.
     #[arg(long)]
     pub(crate) no_fusion: bool,
     /// Threads to use; results do not depend on it [default: all of the machine's].
@@ -128,7 +128,11 @@ pub(crate) enum Bench {
     /// Training steps: forward, loss, backward and update on one batch; steps and samples a second, share of the machine's peak, and
     /// PyTorch beside them, where the python3 on the path can import it.
     ///
-    /// Samples of all instruction sets, of steps whose batches are gathered from bytes, of PyTorch (its optimiser by default, and the
+    /// Samples/s are examples a second; `gathered` is steps/s with batches that are gathered from bytes in shuffled order, where the others
+    /// have theirs ready; `evaluation` is the share of the peak that the products of an evaluation make, gathering included; `allocations`
+    /// are counted over 100 steps.
+    ///
+    /// Samples of all instruction sets, of gathered steps, of evaluation, of PyTorch (its optimiser by default, and the
     /// fused one) and of a multiply-add loop as long as they are take turns. The share of the peak is that of the flops of the step's
     /// products over that loop's: what arithmetic alone would allow. A ratio is another's time over ours on the best instruction set:
     /// above 1 ours is faster. Noise is (p90 - p10) / median of the loop: above 5 % a row is not to be trusted.

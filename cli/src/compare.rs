@@ -136,13 +136,25 @@ fn train_epoch(
             || train_on(same, second, second_run, second_total),
         );
         progress.advance(count);
-        a.and(b)
+        first_failure(a, b)
     })?;
     for run in runs {
         run.watch.end_epoch();
     }
     let count = batches.batches() as f64;
     Ok(totals.map(|(loss, seconds)| (loss / count, seconds)))
+}
+
+/// What ended first, by its step: which network ran first must not show.
+fn first_failure(a: Result<(), Failure>, b: Result<(), Failure>) -> Result<(), Failure> {
+    let step = |failure: &Failure| match failure {
+        Failure::Library { error: Error::NotFinite { step, .. }, .. } => *step,
+        _ => 0,
+    };
+    match (a, b) {
+        (Err(a), Err(b)) => Err(if step(&b) < step(&a) { b } else { a }),
+        (a, b) => a.and(b),
+    }
 }
 
 /// Adds the losses of some batches, and the seconds that it took to train on them.

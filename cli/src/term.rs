@@ -39,11 +39,23 @@ impl Term {
             ProgressBar::with_draw_target(Some(parts), target).with_style(style(console::Term::stderr().size().1));
         if self.chatty {
             // The clock must go on while a step takes long.
-            bar.enable_steady_tick(Duration::from_millis(500));
+            bar.enable_steady_tick(TICK);
         }
-        Progress { bar }
+        Progress { bar, is_shown: self.chatty }
     }
 }
+
+/// A progress bar whose clock stands still.
+pub(crate) struct Still<'a>(&'a Progress);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.tick();
+    }
+}
+
+/// How often the clock ticks.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Into how many parts a step is divided, for steps that take seconds.
 const PARTS: u64 = 1000;
@@ -100,9 +112,16 @@ impl Write for Out {
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
+    is_shown: bool,
 }
 
 impl Progress {
+    fn tick(&self) {
+        if self.is_shown {
+            self.bar.enable_steady_tick(TICK);
+        }
+    }
+
     /// Counts `steps` more; cheap enough for every training step.
     pub(crate) fn advance(&self, steps: u64) {
         let whole = self.bar.position() / PARTS;
@@ -114,6 +133,12 @@ impl Progress {
     pub(crate) fn within(&self, share: f64) {
         let whole = self.bar.position() / PARTS * PARTS;
         self.bar.set_position(whole + (share.clamp(0.0, 1.0) * (PARTS - 1) as f64) as u64);
+    }
+
+    /// Stops the clock that ticks beside the work, until the result is dropped.
+    pub(crate) fn still(&self) -> Still<'_> {
+        self.bar.disable_steady_tick();
+        Still(self)
     }
 
     /// What is being worked on: "epoch 3 of 10".

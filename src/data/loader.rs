@@ -206,7 +206,8 @@ impl<'a, T: Element> Loader<'a, T> {
     /// threads of the enclosing [`Threads::run`](crate::Threads::run), if there are several, gathers the next.
     ///
     /// # Errors
-    /// The first that `f` returns; it is not called again then.
+    /// The first that `f` returns; it is not called again then, and the loader stands behind the batches that it was given, of which there
+    /// may be more with more threads.
     pub fn for_each<E: Send>(
         &mut self,
         mut f: impl FnMut(Batches<'_, T>) -> std::result::Result<(), E> + Send,
@@ -415,7 +416,8 @@ mod tests {
 
     #[test]
     fn some_batches_at_a_time_are_the_batches_one_by_one() {
-        let images = images(103, 2);
+        // Of 144 KB a batch: three are gathered together.
+        let images = images(103, 60);
         for last in [LastBatch::Keep, LastBatch::Drop] {
             let new = || Loader::<f32>::new(&images, 10, Order::Shuffled(3), last, Scale::default()).unwrap();
             let mut loader = new();

@@ -170,11 +170,13 @@ impl<T: Element> Evaluation<T> {
 
     /// Evaluates a batch by what was taken from `model` last; the output stays here until the next call.
     ///
+    /// `model` is the one that was taken, unchanged since: only the layers that are not folded are asked now.
+    ///
     /// # Numerics
-    /// Off [`Sequential::infer`] by at most what [`Sequential::fold`] says.
+    /// Each folded layer is off what its layers would give for the same inputs by at most what [`Sequential::fold`] says.
     ///
     /// # Errors
-    /// If the batch is larger than the largest, if the model is another one, or if a layer refuses.
+    /// If the batch is larger than the largest, if the model has other layers, or if one of them refuses.
     pub fn infer(&mut self, model: &Sequential<T>, x: TensorRef<'_, T>) -> Result<TensorRef<'_, T>> {
         check_batch(x.shape(), self.largest)?;
         if model.is_empty() || model.len() != self.layers {
@@ -198,6 +200,9 @@ impl<T: Element> Evaluation<T> {
                 let mut y = TensorMut::first_of(output, self.next.data_mut());
                 let scratch = self.scratch.data_mut();
                 match folded {
+                    Some(Product { inputs, .. }) if shape != Shape::new(&[shape.dims()[0], *inputs]) => {
+                        return Err(Error::shape("evaluation", "the model that it was made for", "another"));
+                    }
                     Some(Product { inputs, outputs, weight, bias, .. }) => {
                         let weights = self.weights.data();
                         let (weight, bias) = (&weights[weight.clone()], &weights[bias.clone()]);

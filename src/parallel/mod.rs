@@ -9,7 +9,8 @@
 //!
 //! **No worse than one thread.** Handing work to another thread takes a few microseconds, more where the worker has gone to
 //! sleep, so a kernel states what it will cost (`Cost`), and work below [`FORK_NANOSECONDS`], or four times that where workers sleep,
-//! stays where it is.
+//! stays where it is. Two things that are offered as such, as a loader's next batches beside the work on these, are handed over whatever they
+//! take.
 //!
 //! **Awake.** The workers of [`Threads::new`] look for work also where there is none at the moment, and so does who waits for another
 //! thread's half: what `watch` says of it.

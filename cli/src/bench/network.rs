@@ -109,7 +109,8 @@ impl Network {
     pub(crate) fn check<T: Element>(&self) -> Result<(), Failure> {
         let activations: f64 = self.widths.iter().map(|&width| 4.0 * width as f64 * self.batch as f64).sum();
         let batches = (READY + 2) as f64 * self.inputs() as f64 * self.batch as f64;
-        let needed = (5.0 * self.parameters() + activations + batches) * size_of::<T>() as f64;
+        // Parameters and gradients twice, in the layers and in the arenas, two moments, and the copy for evaluation.
+        let needed = (7.0 * self.parameters() + activations + batches) * size_of::<T>() as f64;
         check_memory(self, "a network whose parameters, moments and batches", needed)
     }
 

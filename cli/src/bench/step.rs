@@ -182,8 +182,9 @@ impl<T: Element> Ready<'_, T> {
 }
 
 impl<T: Element> Ready<'_, T> {
-    /// Evaluates the first `count` images of the set, or a few more, so often.
-    fn evaluate(&mut self, count: usize, times: usize) -> evenkeel::Result<()> {
+    /// Evaluates the first `count` images of the set, or some more, so often; returns how many at a time.
+    fn evaluate(&mut self, count: usize, times: usize) -> evenkeel::Result<usize> {
+        let mut each = 0;
         for _ in 0..times {
             let (model, evaluator, mut seen) = (self.trainer.model(), &mut self.evaluator, 0);
             evaluator.begin(model)?;
@@ -196,8 +197,9 @@ impl<T: Element> Ready<'_, T> {
             if let Err(Stop::Failed(error)) = all {
                 return Err(error);
             }
+            each = seen;
         }
-        Ok(())
+        Ok(each)
     }
 }
 
@@ -254,7 +256,7 @@ impl<T: Element> Course for Table<'_, T> {
                         let (mut settled, mut result) = (Ok(()), Ok(()));
                         let mut run = |count: usize| match turn {
                             Turn::Gathered(_) => ready.gathered(count),
-                            Turn::Evaluation(_) => ready.evaluate(evaluated, count),
+                            Turn::Evaluation(_) => ready.evaluate(evaluated, count).map(drop),
                             _ => ready.steps(count),
                         };
                         settle(threads, || settled = run(1));
@@ -305,8 +307,12 @@ impl<T: Element> Course for Table<'_, T> {
             Vec::new()
         };
         let (isa, shows_kernels) = (self.isas[0], self.kernels);
-        let (allocations, explanation) = threads.run(|| {
+        // Its own thread, which draws, allocates.
+        let _still = progress.still();
+        let (allocations, explanation, evaluated) = threads.run(|| {
             with_isa(isa, || {
+                // As many as a sample evaluated: whole groups of batches.
+                let evaluated = ready.evaluate(evaluated, 1)?;
                 let before = allocations::count();
                 ready.steps(COUNTED)?;
                 let allocations = allocations::count() - before;
@@ -314,7 +320,7 @@ impl<T: Element> Course for Table<'_, T> {
                     ready.trainer.plan_mut().measure(true);
                     ready.steps(COUNTED).map(|()| ready.trainer.plan().explain())
                 });
-                Ok::<_, Error>((allocations, explanation.transpose()?))
+                Ok::<_, Error>((allocations, explanation.transpose()?, evaluated))
             })
         })?;
         let (network, threads) = (network.clone(), threads.count());
@@ -401,6 +407,7 @@ impl<T: Element> Course for Table<'_, T> {
                 value["peer"] = json!(format!("evenkeel-{}", ours.isa));
             } else {
                 value["allocations"] = json!(case.allocations);
+                value["allocations_in_steps"] = json!(COUNTED);
                 value["evaluated"] = json!(case.evaluated);
                 value["evaluation_us"] = json!(rounded(1e6 * case.evaluation.median()));
                 value["evaluation_percent_of_peak"] = json!(rounded(100.0 * case.evaluation_of_peak()));
@@ -413,6 +420,8 @@ impl<T: Element> Course for Table<'_, T> {
         let peak = case.best().peak_gflops();
         let mut gathered = line(&case.gathered, peak);
         gathered["peer"] = json!("evenkeel-gathered");
+        gathered["isa"] = json!(case.best().isa.name());
+        gathered["fusion"] = json!(self.fusion == Fusion::On);
         lines.push(gathered);
         for (name, samples) in &case.torch {
             let mut value = line(samples, peak);
@@ -447,7 +456,7 @@ impl<T: Element> Course for Table<'_, T> {
             ));
         }
         if let Some(why) = self.missing.borrow().as_ref() {
-            lines.push(format!("PyTorch is not beside it: the python3 on the path cannot import torch ({why})."));
+            lines.push(format!("PyTorch is not beside it, or not to the end: {why}."));
         }
         let measured = cases.iter().map(|case| (&case.network, case.threads));
         lines.extend(peers::unpaired(self.peers, measured, T::NAME));

@@ -32,7 +32,7 @@ impl Torch {
         let hello = torch.hear()?;
         match (hello["version"].as_str(), hello["missing"].as_str()) {
             (Some(version), _) => torch.version = version.to_string(),
-            (None, Some(why)) => return Err(why.to_string()),
+            (None, Some(why)) => return Err(format!("the python3 on the path cannot import torch ({why})")),
             (None, None) => return Err(format!("python3 says {hello}")),
         }
         Ok(torch)

@@ -26,7 +26,7 @@ pub struct Row {
     pub bytes: usize,
     /// What runs in the same kernel or is left out because of a neighbour.
     pub fused_with: String,
-    /// Whether it is shared between threads, if there are several.
+    /// Whether it is shared between threads, if there are several; what a layer by its own passes does is not known.
     pub is_split: bool,
     /// Seconds of a step, on average, if they were [measured](super::Plan::measure).
     pub seconds: Option<f64>,
@@ -69,6 +69,16 @@ impl Explanation {
 }
 
 const GEMM: &str = "gemm";
+const LAYER: &str = "layer";
+
+/// A part of a step, which begins with its first row.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part {
+    Forward,
+    Loss,
+    Backward,
+    Update,
+}
 
 /// Seconds of each kernel, if they are measured.
 #[derive(Clone, Debug, Default)]
@@ -77,21 +87,26 @@ pub(super) struct Clock {
     spent: Vec<Duration>,
     /// In the step at hand.
     current: Vec<Duration>,
+    /// The first row of each part.
+    first: [usize; 4],
     next: usize,
     steps: u32,
     since: Option<Instant>,
 }
 
 impl Clock {
-    pub(super) fn running(rows: usize) -> Self {
-        let none = vec![Duration::ZERO; rows];
-        Clock { spent: none.clone(), current: none, next: 0, steps: 0, since: None }
+    pub(super) fn running(rows: &[Row]) -> Self {
+        let none = vec![Duration::ZERO; rows.len()];
+        let first = ["forward", "loss", "backward", "update"]
+            .map(|pass| rows.iter().position(|row| row.pass == pass).unwrap_or(rows.len()));
+        Clock { spent: none.clone(), current: none, first, next: 0, steps: 0, since: None }
     }
 
-    /// The next kernel begins now.
+    /// The first kernel of a part begins now.
     #[inline]
-    pub(super) fn start(&mut self) {
+    pub(super) fn start(&mut self, part: Part) {
         if !self.spent.is_empty() {
+            self.next = self.first[part as usize];
             self.since = Some(Instant::now());
         }
     }
@@ -99,23 +114,17 @@ impl Clock {
     /// A kernel has ended, and the next begins.
     #[inline]
     pub(super) fn lap(&mut self) {
+        let Some(current) = self.current.get_mut(self.next) else { return };
         if let Some(since) = self.since {
             let now = Instant::now();
-            self.current[self.next] = now - since;
+            *current = now - since;
             self.next += 1;
             self.since = Some(now);
             if self.next == self.current.len() {
                 self.spent.iter_mut().zip(&self.current).for_each(|(spent, current)| *spent += *current);
-                (self.next, self.since, self.steps) = (0, None, self.steps + 1);
+                (self.since, self.steps) = (None, self.steps + 1);
             }
         }
-    }
-
-    /// A step begins: one before it may have been left in the middle.
-    #[inline]
-    pub(super) fn begin_step(&mut self) {
-        self.next = 0;
-        self.start();
     }
 
     fn seconds(&self, row: usize) -> Option<f64> {
@@ -134,7 +143,8 @@ pub(super) fn explain<T: Element>(model: &Sequential<T>, laid: &Steps, loss: Los
         Loss::Mse => "mse",
     };
     let of_loss = row("loss".to_string(), "loss", kernel, of(output), elementwise::<T>(20, 2, output));
-    rows.push(Row { fused_with: "its gradient".to_string(), ..of_loss });
+    // However many rows, on one thread.
+    rows.push(Row { fused_with: "its gradient".to_string(), is_split: false, ..of_loss });
     for (index, step) in laid.steps.iter().enumerate().rev() {
         backward::<T>(model, step, index == 0, &mut rows);
     }
@@ -145,7 +155,9 @@ pub(super) fn explain<T: Element>(model: &Sequential<T>, laid: &Steps, loss: Los
     let cost = Cost { flops: 0, bytes: 3 * parameters * size_of::<T>() };
     let of_update = row("update".to_string(), "update", "update", format!("{parameters}"), cost);
     let fused_with = if tensors > 1 { format!("one sweep over {tensors} tensors") } else { String::new() };
-    rows.push(Row { fused_with, ..of_update });
+    // As Adam reckons, with two moments that are read and written.
+    let with_moments = Cost { flops: 12 * laid.parameters, bytes: 7 * laid.parameters * size_of::<T>() };
+    rows.push(Row { fused_with, is_split: with_moments.is_split_by_default(), ..of_update });
     for (i, row) in rows.iter_mut().enumerate() {
         row.seconds = clock.seconds(i);
     }
@@ -186,24 +198,25 @@ fn forward<T: Element>(model: &Sequential<T>, step: &Step, rows: &mut Vec<Row>) 
     }
     if step.is_single() {
         let bytes = (step.input.len() + step.output.len()) * size_of::<T>();
-        rows.push(row(model.name_of(first), "forward", "layer", of(step.input), Cost { flops: 0, bytes }));
+        rows.push(row(model.name_of(first), "forward", LAYER, of(step.input), Cost { flops: 0, bytes }));
     }
 }
 
 fn backward<T: Element>(model: &Sequential<T>, step: &Step, is_first: bool, rows: &mut Vec<Row>) {
     let first = step.layers.start;
+    // Without a product in front of it, the first step reads x and dy, and writes nothing.
+    let needs_dx = !is_first || step.product.is_some();
+    let no_gradient = || if needs_dx { String::new() } else { "no gradient of the input".to_string() };
     if let Some(Normalisation { layer, .. }) = step.norm {
-        let (tensors, with) = if step.relu { (3, model.layers[layer + 1].describe()) } else { (3, String::new()) };
-        let row = row(
-            model.name_of(layer),
-            "backward",
-            "batchnorm",
-            of(step.output),
-            elementwise::<T>(10, tensors, step.output),
-        );
-        rows.push(Row { fused_with: with, ..row });
+        let relu = if step.relu { model.layers[layer + 1].describe() } else { String::new() };
+        let cost = elementwise::<T>(if needs_dx { 12 } else { 5 }, if needs_dx { 3 } else { 2 }, step.output);
+        let row = row(model.name_of(layer), "backward", "batchnorm", of(step.output), cost);
+        let with: Vec<String> = [relu, no_gradient()].into_iter().filter(|with| !with.is_empty()).collect();
+        rows.push(Row { fused_with: with.join(", "), ..row });
     } else if step.relu && step.product.is_none() {
-        rows.push(row(model.name_of(first), "backward", "relu", of(step.output), elementwise::<T>(1, 3, step.output)));
+        let cost = if needs_dx { elementwise::<T>(1, 3, step.output) } else { Cost { flops: 0, bytes: 0 } };
+        let row = row(model.name_of(first), "backward", "relu", of(step.output), cost);
+        rows.push(Row { fused_with: no_gradient(), ..row });
     }
     if let Some(Product { inputs, outputs }) = step.product {
         let n = step.input.dims()[0];
@@ -227,7 +240,7 @@ fn backward<T: Element>(model: &Sequential<T>, step: &Step, is_first: bool, rows
     }
     if step.is_single() {
         let bytes = (2 * step.input.len() + step.output.len()) * size_of::<T>();
-        rows.push(row(model.name_of(first), "backward", "layer", of(step.input), Cost { flops: 0, bytes }));
+        rows.push(row(model.name_of(first), "backward", LAYER, of(step.input), Cost { flops: 0, bytes }));
     }
 }
 
@@ -273,7 +286,12 @@ impl fmt::Display for Explanation {
             cells[0].insert(8, "of time".to_string());
         }
         for row in &self.rows {
-            let threads = if row.is_split { "all" } else { "1" }.to_string();
+            let threads = match row.kernel {
+                LAYER => "-",
+                _ if row.is_split => "all",
+                _ => "1",
+            };
+            let threads = threads.to_string();
             let flops = if row.flops == 0 { "- ".to_string() } else { short(row.flops) };
             let (pass, kernel, shape) = (row.pass.to_string(), row.kernel.to_string(), row.shape.clone());
             let mut line =

@@ -19,8 +19,9 @@
 //!
 //! **A bias in front of a normalisation** changes no output: `(x + b) - mean(x + b) = x - mean(x)`. It is not added, its gradient is
 //! exactly zero, and it is counted in the running mean, as evaluation adds it. With u the unit roundoff, an output differs from that of a
-//! run that adds it by what a rounding of `x + b` and of its mean makes of it: at most `4 u (|x| + |b|) |gamma| rstd` on top of the bound
-//! of [`kernels::batchnorm`](crate::kernels::batchnorm). All else is the same operations in the same order, hence the same bits.
+//! run that adds it by what roundings of `x + b`, of its mean and through them of the variance make of it: at most
+//! `4 u (X + |b|) (1 + |x_hat|) |gamma| rstd` with X the largest |x| of the channel, on top of the bound of
+//! [`kernels::batchnorm`](crate::kernels::batchnorm) for either run. All else is the same operations in the same order, hence the same bits.
 //!
 //! # Two arenas
 //!
@@ -53,7 +54,7 @@ use crate::matrix::{MatMut, MatRef};
 use crate::optim::Optimizer;
 use crate::simd::Element;
 use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
-use explain::Clock;
+use explain::{Clock, Part};
 use std::ops::Range;
 use steps::{Normalisation, Product, Slot, Step, Steps};
 
@@ -102,26 +103,29 @@ pub struct Plan<T: Element> {
     values: Tensor<T>,
     grads: Tensor<T>,
     memory: Tensor<T>,
-    holds: Holds,
+    held: Option<Held>,
     /// Whether parameters have changed since the model's layers had them.
     is_ahead: bool,
     clock: Clock,
 }
 
-/// What the working memory holds.
+/// What the working memory holds of a forward pass.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    rows: usize,
+    /// Also what observers see of it.
+    is_watched: bool,
+    stage: Stage,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holds {
-    Nothing,
-    /// A forward pass over so many rows, and whether also what observers see of it.
-    Forward {
-        rows: usize,
-        is_watched: bool,
-    },
+enum Stage {
+    /// The outputs.
+    Forward,
     /// The gradient of the loss as well.
-    Loss {
-        rows: usize,
-        is_watched: bool,
-    },
+    Loss,
+    /// Outputs to be looked at only: the gradient is used up, or parameters have moved.
+    Past,
 }
 
 /// How a forward pass is made.
@@ -152,7 +156,7 @@ impl<T: Element> Plan<T> {
             values,
             grads,
             memory,
-            holds: Holds::Nothing,
+            held: None,
             is_ahead: false,
             clock: Clock::default(),
         };
@@ -244,7 +248,7 @@ impl<T: Element> Plan<T> {
 
     /// Measures from now on, or no longer, how long each kernel takes: [`Plan::explain`] tells. What was measured is forgotten.
     pub fn measure(&mut self, is_on: bool) {
-        self.clock = if is_on { Clock::running(self.explain().rows().len()) } else { Clock::default() };
+        self.clock = if is_on { Clock::running(self.explain().rows()) } else { Clock::default() };
     }
 
     /// Kernel by kernel what runs in a training step with the largest batch.
@@ -255,7 +259,8 @@ impl<T: Element> Plan<T> {
     /// Runs a training batch forward: running statistics move.
     ///
     /// # Errors
-    /// If the batch is larger than the largest, or if a layer refuses it (a batch of one before BatchNorm).
+    /// If the batch is larger than the largest, or if a layer refuses it (a batch of one before BatchNorm); the layers before that one have
+    /// seen the batch then.
     pub fn forward(&mut self, x: TensorRef<'_, T>) -> Result<()> {
         self.run_forward(x, Pass::Plain)
     }
@@ -269,10 +274,10 @@ impl<T: Element> Plan<T> {
     }
 
     fn run_forward(&mut self, x: TensorRef<'_, T>, pass: Pass) -> Result<()> {
-        self.holds = Holds::Nothing;
+        self.held = None;
         check_batch(x.shape(), self.largest)?;
         let rows = x.shape().dims()[0];
-        self.clock.begin_step();
+        self.clock.start(Part::Forward);
         for index in 0..self.laid.steps.len() {
             if self.laid.steps[index].is_single() {
                 self.forward_single(index, x, rows, pass)?;
@@ -280,7 +285,7 @@ impl<T: Element> Plan<T> {
                 self.forward_fused(index, x, rows, pass)?;
             }
         }
-        self.holds = Holds::Forward { rows, is_watched: pass != Pass::Plain };
+        self.held = Some(Held { rows, is_watched: pass != Pass::Plain, stage: Stage::Forward });
         Ok(())
     }
 
@@ -374,45 +379,50 @@ impl<T: Element> Plan<T> {
         Ok(())
     }
 
+    /// What is held can be looked at only from here on.
+    fn pass_by(&mut self) {
+        self.held = self.held.map(|held| Held { stage: Stage::Past, ..held });
+    }
+
     /// The loss of the latest forward pass; its gradient is where [`Plan::backward`] begins.
     ///
     /// # Errors
     /// If there was no forward pass, or if the targets do not fit the outputs.
     pub fn loss_of(&mut self, targets: Targets<'_, T>) -> Result<f64> {
-        let (Holds::Forward { rows, is_watched } | Holds::Loss { rows, is_watched }) = self.holds else {
-            return Err(Error::shape("plan: loss", "a forward pass first", "none"));
+        let Some(held) = self.held.filter(|held| held.stage != Stage::Past) else {
+            return Err(Error::shape("plan: loss", "a forward pass first", "none with these parameters"));
         };
+        let rows = held.rows;
         let last = self.laid.steps.len() - 1;
         let step = &self.laid.steps[last];
         let output = step.output.with_rows(rows);
         let ranges = [from(step.at.output, output.len()), from(self.laid.gradients[last % 2].start, output.len())];
         let [y, dy] = parts(&mut self.memory, ranges);
-        self.clock.start();
+        self.clock.start(Part::Loss);
         let loss =
             self.loss.forward_backward(TensorRef::first_of(output, y), targets, TensorMut::first_of(output, dy))?;
         self.clock.lap();
-        self.holds = Holds::Loss { rows, is_watched };
+        self.held = Some(Held { stage: Stage::Loss, ..held });
         Ok(loss)
     }
 
     /// The gradients of all parameters, from that of the loss. `x` is the batch of the forward pass.
     ///
+    /// They take the place of those from before: where layers by themselves add, a plan begins anew with each batch.
+    ///
     /// # Errors
-    /// If there was no loss of a forward pass over a batch of this shape, or if a layer refuses.
+    /// If there was no loss of a forward pass over a batch of this shape, or if parameters have moved since; nothing is changed then. If a
+    /// layer refuses, the gradients of the layers behind it are there and those before it are not.
     pub fn backward(&mut self, x: TensorRef<'_, T>) -> Result<()> {
-        let rows = match self.holds {
-            Holds::Loss { rows, .. } if x.shape() == self.largest.with_rows(rows) => rows,
-            _ => {
-                let found = format!("a backward pass over {}", x.shape());
-                return Err(Error::shape("plan", "the loss of a forward pass over the same batch first", found));
-            }
+        let held = self.held.filter(|held| held.stage == Stage::Loss && x.shape() == self.largest.with_rows(held.rows));
+        let Some(Held { rows, .. }) = held else {
+            let found = format!("a backward pass over {}", x.shape());
+            return Err(Error::shape("plan", "the loss of a forward pass over the same batch first", found));
         };
         // From here on the gradient of the output is overwritten.
-        if let Holds::Loss { rows, is_watched } = self.holds {
-            self.holds = Holds::Forward { rows, is_watched };
-        }
+        self.pass_by();
         self.is_ahead = true;
-        self.clock.start();
+        self.clock.start(Part::Backward);
         self.grads.data_mut()[self.laid.vectors..].fill(T::ZERO);
         for index in (0..self.laid.steps.len()).rev() {
             if self.laid.steps[index].is_single() {
@@ -503,13 +513,16 @@ impl<T: Element> Plan<T> {
         }
     }
 
-    /// Moves the parameters along their gradients: all that lie together in one sweep, then those that layers hold themselves.
+    /// Moves the parameters along their gradients: all that lie together in one sweep, as tensor 0 of the optimiser's, then those that
+    /// layers hold themselves.
     ///
     /// # Errors
     /// If the optimiser was used with another model before; parameters in front of the first that differs have moved then.
     pub fn update(&mut self, optimizer: &mut dyn Optimizer<T>) -> Result<()> {
         self.is_ahead = true;
-        self.clock.start();
+        // A loss or a gradient would be that of other parameters than the outputs.
+        self.pass_by();
+        self.clock.start(Part::Update);
         optimizer.begin_step();
         let mut index = 0;
         if self.laid.parameters > 0 {
@@ -537,7 +550,7 @@ impl<T: Element> Plan<T> {
     /// # Panics
     /// If there is no such layer.
     pub fn output_of(&self, layer: usize) -> Option<TensorRef<'_, T>> {
-        let (Holds::Forward { rows, is_watched } | Holds::Loss { rows, is_watched }) = self.holds else { return None };
+        let Held { rows, is_watched, .. } = self.held?;
         let step = self.laid.steps.iter().find(|step| step.layers.contains(&layer)).expect("a layer of the model");
         let is_head = layer == step.layers.start;
         let start = match () {

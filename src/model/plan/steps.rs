@@ -248,6 +248,11 @@ fn single<T: Element>(model: &Sequential<T>, largest: Shape) -> Result<Vec<Step>
     let mut input = largest;
     let step = |i: usize| {
         let output = named(i, model.layers[i].output_shape(input))?;
+        // So that a smaller batch is one with fewer rows throughout.
+        if output.dims().first() != input.dims().first() {
+            let what = format!("layer {i}: {}: rows of the output", model.layers[i].describe());
+            return Err(Error::shape(what, "as many as of the input", format!("{output} for {input}")));
+        }
         let (layers, at) = (i..i + 1, Places::default());
         let step = Step { layers, product: None, norm: None, relu: false, input, output, at };
         input = output;
