@@ -3,19 +3,25 @@
 use super::network::Network;
 use crate::lab::Norm;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 const SCRIPT: &str = include_str!("../../../benches/peers/torch_step.py");
 
 /// How PyTorch trains: its optimiser by default, and the one with `fused=True`.
 pub(crate) const MODES: [&str; 2] = ["eager", "fused"];
 
+/// How long an answer may take: importing PyTorch from a slow disk is the longest of them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// PyTorch in a process of its own.
 pub(crate) struct Torch {
     child: Child,
     to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    /// Its lines, which a thread reads, so that one that does not come is not waited for without end.
+    from: Receiver<io::Result<String>>,
     version: String,
 }
 
@@ -28,7 +34,9 @@ impl Torch {
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("python3 cannot be talked to".to_string());
         };
-        let mut torch = Torch { child, to, from: BufReader::new(from), version: String::new() };
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || BufReader::new(from).lines().try_for_each(|line| sender.send(line)));
+        let mut torch = Torch { child, to, from: lines, version: String::new() };
         let hello = torch.hear()?;
         match (hello["version"].as_str(), hello["missing"].as_str()) {
             (Some(version), _) => torch.version = version.to_string(),
@@ -71,11 +79,11 @@ impl Torch {
     }
 
     fn hear(&mut self) -> Result<Value, String> {
-        let mut line = String::new();
-        match self.from.read_line(&mut line) {
-            Ok(0) => Err("python3 has ended".to_string()),
-            Ok(_) => serde_json::from_str(&line).map_err(|_| format!("python3 says {}", line.trim())),
-            Err(error) => Err(format!("python3 cannot be heard: {error}")),
+        match self.from.recv_timeout(PATIENCE) {
+            Ok(Ok(line)) => serde_json::from_str(&line).map_err(|_| format!("python3 says {}", line.trim())),
+            Ok(Err(error)) => Err(format!("python3 cannot be heard: {error}")),
+            Err(RecvTimeoutError::Disconnected) => Err("python3 has ended".to_string()),
+            Err(RecvTimeoutError::Timeout) => Err(format!("python3 says nothing for {} s", PATIENCE.as_secs())),
         }
     }
 }

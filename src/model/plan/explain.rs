@@ -314,13 +314,11 @@ impl fmt::Display for Explanation {
             }
             writeln!(f, "{}", text.trim_end())?;
         }
-        writeln!(
-            f,
-            "{} parameters in {}B, gradients in as much; working memory {}B.",
-            self.parameters,
-            short(self.parameter_bytes),
-            short(self.memory_bytes)
-        )?;
+        match self.parameter_bytes {
+            0 => write!(f, "{} parameters, held by their layers; ", self.parameters)?,
+            bytes => write!(f, "{} parameters in {}B, gradients in as much; ", self.parameters, short(bytes))?,
+        }
+        writeln!(f, "working memory {}B.", short(self.memory_bytes))?;
         write!(f, "threads: all where a kernel is long enough to be shared, if there are several.")
     }
 }
