@@ -97,7 +97,6 @@ pub struct Plan<T: Element> {
     /// Of the layers that a step stands for, it holds the running statistics, and parameters that may be out of date.
     model: Sequential<T>,
     loss: Loss,
-    fusion: Fusion,
     largest: Shape,
     laid: Steps,
     values: Tensor<T>,
@@ -150,7 +149,6 @@ impl<T: Element> Plan<T> {
         let mut plan = Plan {
             model,
             loss,
-            fusion,
             largest: input,
             laid,
             values,
@@ -203,16 +201,6 @@ impl<T: Element> Plan<T> {
     /// The loss that is trained on.
     pub fn loss(&self) -> Loss {
         self.loss
-    }
-
-    /// Whether layers run as one.
-    pub fn fusion(&self) -> Fusion {
-        self.fusion
-    }
-
-    /// The largest batch.
-    pub fn input(&self) -> Shape {
-        self.largest
     }
 
     /// Number of layers of the model.
