@@ -65,3 +65,51 @@ fn prefetch<T>(at: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
 }
+
+/// Rows that will be read soon, to be brought to the second cache a few lines at a time beside other work.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ahead {
+    /// Where the next row begins.
+    row: usize,
+    /// Bytes of it that have been asked for.
+    done: usize,
+    rows: usize,
+    bytes: usize,
+    stride: usize,
+    /// Lines at a time.
+    lines: usize,
+}
+
+impl Ahead {
+    /// `rows` rows of `cols` elements, `stride` apart, to be asked for in about `times` times.
+    pub(crate) fn new<T>(data: &[T], (rows, cols): (usize, usize), stride: usize, times: usize) -> Self {
+        let (bytes, stride) = (cols * size_of::<T>(), stride * size_of::<T>());
+        let lines = (rows * bytes.div_ceil(LINE)).div_ceil(times.max(1));
+        Ahead { row: data.as_ptr().addr(), done: 0, rows, bytes, stride, lines }
+    }
+
+    /// Asks for the next lines, if there are some.
+    #[inline(always)]
+    pub(crate) fn ask(&mut self) {
+        for _ in 0..self.lines {
+            if self.rows == 0 {
+                return;
+            }
+            // SAFETY: a prefetch reads and writes nothing, whatever the address, and SSE is part of x86-64.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(self.row.wrapping_add(self.done)));
+            }
+            self.done += LINE;
+            if self.done >= self.bytes {
+                self.done = 0;
+                self.row = self.row.wrapping_add(self.stride);
+                self.rows -= 1;
+            }
+        }
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
