@@ -163,6 +163,16 @@ impl Lanes for F32x8 {
         }
     }
     #[inline(always)]
+    fn flush_subnormal(self) -> Self {
+        // SAFETY: AVX2 was detected (top of the file).
+        unsafe {
+            // Zero and what is subnormal have no bit in the exponent field.
+            let exponent = _mm256_and_si256(_mm256_castps_si256(self.0), _mm256_set1_epi32(0x7f80_0000));
+            let is_small = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
+            F32x8(_mm256_andnot_ps(_mm256_castsi256_ps(is_small), self.0))
+        }
+    }
+    #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: AVX2 was detected (top of the file).
         unsafe {
@@ -317,6 +327,15 @@ impl Lanes for F64x4 {
             // The magic number puts the integer in the low bits; bias it and move it to the exponent field.
             let biased = _mm256_add_epi64(_mm256_castpd_si256(shifted.0), _mm256_set1_epi64x(1023));
             F64x4(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(biased)))
+        }
+    }
+    #[inline(always)]
+    fn flush_subnormal(self) -> Self {
+        // SAFETY: AVX2 was detected (top of the file).
+        unsafe {
+            let exponent = _mm256_and_si256(_mm256_castpd_si256(self.0), _mm256_set1_epi64x(0x7ff0_0000_0000_0000));
+            let is_small = _mm256_cmpeq_epi64(exponent, _mm256_setzero_si256());
+            F64x4(_mm256_andnot_pd(_mm256_castsi256_pd(is_small), self.0))
         }
     }
     #[inline(always)]
