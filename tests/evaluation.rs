@@ -5,10 +5,11 @@
 use evenkeel::data::digits;
 use evenkeel::layers::{BatchNorm1d, BatchNormOptions, Linear, Relu};
 use evenkeel::optim::Sgd;
+use evenkeel::parallel::migrated;
 use evenkeel::simd::{Element, Isa, with_isa};
 use evenkeel::tensor::Tensor;
 use evenkeel::train::{Evaluator, Trainer};
-use evenkeel::{Loss, Rng, Sequential, Targets};
+use evenkeel::{Loss, Rng, Sequential, Targets, Threads};
 
 fn normals<T: Element>(shape: [usize; 2], seed: u64) -> Tensor<T> {
     let (mut tensor, mut rng) = (Tensor::zeros(shape).unwrap(), Rng::new(seed, "normals"));
@@ -115,6 +116,58 @@ fn one_normalisation_has_the_bits_of_fold() {
         seen.push(wanted);
     }
     assert!(seen[0] != seen[1] && seen[1] != seen[2]);
+}
+
+/// 300 rows are five blocks, and weights of 784 x 100 lie in panels: both have the bits of the folded model in one piece, whoever computes
+/// them, and so have panels that are for another instruction set than the one at hand.
+#[test]
+fn blocks_and_panels_have_the_bits_of_the_whole() {
+    let trained = || {
+        let rng = &mut Rng::new(2, "init");
+        let model = Sequential::<f32>::new()
+            .push(Linear::new(784, 100, rng).unwrap())
+            .push(BatchNorm1d::new(100).unwrap())
+            .push(Relu::new())
+            .push(Linear::new(100, 10, rng).unwrap());
+        let mut trainer = Trainer::new(model, [64, 784], Loss::CrossEntropy, Sgd::new(0.05).unwrap()).unwrap();
+        let labels: Vec<u8> = (0..10).cycle().take(64).collect();
+        for step in 0..3 {
+            trainer.step(normals([64, 784], step).view(), Targets::Classes(&labels), None).unwrap();
+        }
+        trainer.into_model()
+    };
+    let (model, mut folded) = (trained(), trained());
+    folded.fold().unwrap();
+    let mut space = folded.infer_space([300, 784].into()).unwrap();
+    let x = normals([300, 784], 5);
+    let mut evaluation = model.evaluation([300, 784].into()).unwrap();
+    let isas = Isa::available();
+    for (i, &isa) in isas.iter().enumerate() {
+        let wanted = with_isa(isa, || folded.infer(x.view(), &mut space).unwrap().data().to_vec());
+        with_isa(isas[(i + 1) % isas.len()], || evaluation.refresh(&model)).unwrap();
+        let other = with_isa(isa, || evaluation.infer(&model, x.view()).unwrap().data().to_vec());
+        with_isa(isa, || evaluation.refresh(&model)).unwrap();
+        assert_eq!(wanted, other, "{isa}: by the panels of another");
+        for count in [1, 2, 4] {
+            let threads = Threads::new(count).unwrap();
+            let before = migrated();
+            for attempt in 1..=50 {
+                let found =
+                    threads.run(|| with_isa(isa, || evaluation.infer(&model, x.view()).unwrap().data().to_vec()));
+                assert_eq!(wanted, found, "{isa}: {count} threads");
+                if count == 1 || migrated() > before {
+                    break;
+                }
+                assert!(attempt < 50, "{isa}, {count} threads: one worker did everything, so nothing was shown");
+            }
+        }
+        // Less than a block, some blocks and a row, and nothing.
+        for rows in [31, 33, 129, 0] {
+            let part = Tensor::from_slice([rows, 784], &x.data()[..rows * 784]).unwrap();
+            let found = with_isa(isa, || evaluation.infer(&model, part.view()).unwrap().data().to_vec());
+            assert_eq!(found, wanted[..rows * 10], "{isa}: {rows} rows");
+        }
+    }
 }
 
 #[test]

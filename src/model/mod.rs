@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Layer, Parameter, ParameterMut};
 use crate::optim::Optimizer;
 use crate::simd::Element;
-use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
+use crate::tensor::{ALIGNMENT, Shape, Tensor, TensorMut, TensorRef};
 use std::ops::Range;
 
 /// Layers in a row: the output of each is the input of the next.
@@ -303,6 +303,33 @@ fn check_batch(found: Shape, largest: Shape) -> Result<()> {
     if fits { Ok(()) } else { Err(Error::shape("model: batch", format!("at most {largest}"), found)) }
 }
 
+/// What has been laid out in an arena: every part begins on a cache line.
+struct Extent {
+    end: usize,
+    line: usize,
+    largest: Shape,
+}
+
+impl Extent {
+    /// Nothing yet; `largest` is what an error names.
+    fn new<T>(largest: Shape) -> Self {
+        Extent { end: 0, line: ALIGNMENT / size_of::<T>(), largest }
+    }
+
+    /// The next `len` numbers.
+    fn take(&mut self, len: usize) -> Result<Range<usize>> {
+        let start = self.end;
+        let next = len.checked_next_multiple_of(self.line).and_then(|len| start.checked_add(len));
+        self.end = next.ok_or_else(|| Error::shape("model", "a size that fits an address", self.largest))?;
+        Ok(start..start + len)
+    }
+
+    /// Numbers from the first part to where the next would begin.
+    fn len(&self) -> usize {
+        self.end
+    }
+}
+
 /// What evaluation needs: two tensors that take turns, and scratch.
 #[derive(Debug)]
 pub struct InferSpace<T> {
@@ -350,15 +377,7 @@ struct BackwardParts<'w, T> {
 
 impl<T: Element> Workspace<T> {
     fn new(model: &Sequential<T>, largest: Shape) -> Result<Self> {
-        let line = crate::tensor::ALIGNMENT / size_of::<T>();
-        let mut end = 0usize;
-        // Every part starts on a cache line.
-        let mut take = |len: usize| -> Result<usize> {
-            let start = end;
-            let next = len.checked_next_multiple_of(line).and_then(|len| end.checked_add(len));
-            end = next.ok_or_else(|| Error::shape("model", "a size that fits an address", largest))?;
-            Ok(start)
-        };
+        let mut extent = Extent::new::<T>(largest);
         checked_len(largest)?;
         let (mut outputs, mut output_at, mut saved_at) = (Vec::new(), Vec::new(), Vec::new());
         let (mut shape, mut scratch, mut widest) = (largest, 0, 0);
@@ -367,17 +386,17 @@ impl<T: Element> Workspace<T> {
             let len = checked_len(output)?;
             scratch = scratch.max(layer.scratch_len(shape));
             widest = widest.max(len);
-            output_at.push(take(len)?);
+            output_at.push(extent.take(len)?.start);
             let saved = layer.saved_len(shape);
-            saved_at.push((take(saved)?, saved));
+            saved_at.push((extent.take(saved)?.start, saved));
             outputs.push(output);
             shape = output;
         }
-        let gradient_len = widest.next_multiple_of(line);
-        let gradient_at = take(gradient_len)?;
-        take(gradient_len)?;
-        let scratch_at = take(scratch)?;
-        let arena = Tensor::zeros([end])?;
+        let gradient_at = extent.take(widest)?.start;
+        let gradient_len = extent.len() - gradient_at;
+        extent.take(gradient_len)?;
+        let scratch_at = extent.take(scratch)?.start;
+        let arena = Tensor::zeros([extent.len()])?;
         let (input, holds_forward) = (largest, false);
         Ok(Workspace {
             arena,

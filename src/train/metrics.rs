@@ -21,7 +21,7 @@ pub struct Metrics {
 
 /// What evaluating a model on sets of images takes, and what was seen of a set.
 #[derive(Debug)]
-pub struct Evaluator<T> {
+pub struct Evaluator<T: Element> {
     evaluation: Evaluation<T>,
     loss: Loss,
     /// The sum of the losses of the examples seen.

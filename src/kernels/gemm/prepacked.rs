@@ -34,10 +34,24 @@ impl<T: Element> PackedB<T> {
     pub fn new(b: MatRef<'_, T>) -> Result<Self> {
         let (isa, k, n) = (Isa::current(), b.rows(), b.cols());
         let tiles = isa.run::<T, _>(Describe);
-        let (kc_most, nc_most) = (blocking::kc(k), Caches::found().nc::<T>(n));
+        let nc_most = Caches::found().nc::<T>(n);
         // The last block of columns may be narrower than a vector, which its panel is not.
         let last = n.saturating_sub(1) / nc_most.max(1) * nc_most;
-        let mut panels = Tensor::zeros([k, last + padded(tiles, n - last)])?;
+        let panels = Tensor::zeros([k, last + padded(tiles, n - last)])?;
+        let mut packed = PackedB { isa, k, n, panels };
+        packed.fill(b);
+        Ok(packed)
+    }
+
+    /// Packs another `b` of the same shape, for the same instruction set.
+    ///
+    /// # Panics
+    /// If the shape is another.
+    pub(crate) fn fill(&mut self, b: MatRef<'_, T>) {
+        let (isa, k, n) = (self.isa, self.k, self.n);
+        assert!((b.rows(), b.cols()) == (k, n), "packed B: {k}x{n}, not {}x{}", b.rows(), b.cols());
+        let tiles = isa.run::<T, _>(Describe);
+        let (kc_most, nc_most) = (blocking::kc(k), Caches::found().nc::<T>(n));
         let mut start = 0;
         // Without rows there is nothing to pack, however many columns are claimed.
         let columns = if k == 0 { 0 } else { n };
@@ -46,12 +60,11 @@ impl<T: Element> PackedB<T> {
             for pc in (0..k).step_by(kc_most.max(1)) {
                 let kc = kc_most.min(k - pc);
                 let (block, cut) = (Block { pc, kc, jc, nc }, Cut::new(tiles, nc, NV));
-                let panels = &mut panels.data_mut()[start..];
+                let panels = &mut self.panels.data_mut()[start..];
                 isa.run(PackB { b, block, cut, first: 0, end: cut.count, panels });
                 start += kc * padded(tiles, nc);
             }
         }
-        Ok(PackedB { isa, k, n, panels })
     }
 
     /// Whether a B of `k` rows and `n` columns, its rows contiguous, gains by being packed, and loses for no number of rows of A.

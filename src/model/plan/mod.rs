@@ -39,7 +39,7 @@
 //! beside, in a pass more and with the same bits.
 
 mod explain;
-mod steps;
+pub(super) mod steps;
 
 pub use explain::{Explanation, Row};
 

@@ -5,40 +5,40 @@ use crate::error::{Error, Result};
 use crate::kernels::batchnorm;
 use crate::kernels::gemm;
 use crate::layers::{Layer, Linear, Relu, as_norm};
-use crate::model::{Sequential, checked_len, named};
+use crate::model::{Extent, Sequential, checked_len, named};
 use crate::simd::Element;
-use crate::tensor::{ALIGNMENT, Shape};
+use crate::tensor::Shape;
 use std::any::Any;
 use std::ops::Range;
 
 /// A product at the head of a step.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Product {
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
+pub(in crate::model) struct Product {
+    pub(in crate::model) inputs: usize,
+    pub(in crate::model) outputs: usize,
 }
 
 /// A normalisation in a step.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Normalisation {
+pub(in crate::model) struct Normalisation {
     /// Which layer it is.
-    pub(super) layer: usize,
-    pub(super) channels: usize,
+    pub(in crate::model) layer: usize,
+    pub(in crate::model) channels: usize,
     /// Neighbouring values of a channel.
-    pub(super) inner: usize,
-    pub(super) eps: f64,
+    pub(in crate::model) inner: usize,
+    pub(in crate::model) eps: f64,
 }
 
 /// Layers that run as one: a product, a normalisation and a ReLU, or what there is of these, in that order; or a layer by its own passes.
 #[derive(Clone, Debug)]
-pub(super) struct Step {
-    pub(super) layers: Range<usize>,
-    pub(super) product: Option<Product>,
-    pub(super) norm: Option<Normalisation>,
-    pub(super) relu: bool,
+pub(in crate::model) struct Step {
+    pub(in crate::model) layers: Range<usize>,
+    pub(in crate::model) product: Option<Product>,
+    pub(in crate::model) norm: Option<Normalisation>,
+    pub(in crate::model) relu: bool,
     /// Shapes for the largest batch.
-    pub(super) input: Shape,
-    pub(super) output: Shape,
+    pub(in crate::model) input: Shape,
+    pub(in crate::model) output: Shape,
     pub(super) at: Places,
 }
 
@@ -83,22 +83,6 @@ pub(super) struct Steps {
     pub(super) memory: usize,
 }
 
-/// Ends of what has been laid out: every part begins on a cache line.
-struct Extent {
-    end: usize,
-    line: usize,
-    largest: Shape,
-}
-
-impl Extent {
-    fn take(&mut self, len: usize) -> Result<Range<usize>> {
-        let start = self.end;
-        let next = len.checked_next_multiple_of(self.line).and_then(|len| start.checked_add(len));
-        self.end = next.ok_or_else(|| Error::shape("model", "a size that fits an address", self.largest))?;
-        Ok(start..start + len)
-    }
-}
-
 impl Steps {
     /// Decides what runs as one, and lays everything out.
     pub(super) fn new<T: Element>(model: &Sequential<T>, largest: Shape, fusion: Fusion) -> Result<Steps> {
@@ -113,7 +97,6 @@ impl Steps {
             Fusion::On => fused(model, largest)?,
             Fusion::Off => single(model, largest)?,
         };
-        let line = ALIGNMENT / size_of::<T>();
         let mut laid = Steps {
             steps,
             slots: Vec::new(),
@@ -123,8 +106,8 @@ impl Steps {
             scratch: 0..0,
             memory: 0,
         };
-        laid.lay_out_parameters(model, Extent { end: 0, line, largest })?;
-        laid.lay_out_memory(model, Extent { end: 0, line, largest })?;
+        laid.lay_out_parameters(model, Extent::new::<T>(largest))?;
+        laid.lay_out_memory(model, Extent::new::<T>(largest))?;
         Ok(laid)
     }
 
@@ -136,7 +119,7 @@ impl Steps {
                 step.at.weight = extent.take(inputs * outputs)?;
             }
         }
-        self.vectors = extent.end;
+        self.vectors = extent.len();
         for step in self.steps.iter_mut().filter(|step| !step.is_single()) {
             for layer in step.layers.clone() {
                 let is_product = step.product.is_some() && layer == step.layers.start;
@@ -165,7 +148,7 @@ impl Steps {
                 result?;
             }
         }
-        self.parameters = extent.end;
+        self.parameters = extent.len();
         Ok(())
     }
 
@@ -187,7 +170,7 @@ impl Steps {
         }
         self.gradients = [extent.take(widest)?, extent.take(widest)?];
         self.scratch = extent.take(scratch)?;
-        self.memory = extent.end;
+        self.memory = extent.len();
         Ok(())
     }
 }
@@ -262,7 +245,7 @@ fn single<T: Element>(model: &Sequential<T>, largest: Shape) -> Result<Vec<Step>
 }
 
 /// A product takes the normalisation behind it, and either the ReLU behind that. Other layers stay by themselves.
-fn fused<T: Element>(model: &Sequential<T>, largest: Shape) -> Result<Vec<Step>> {
+pub(in crate::model) fn fused<T: Element>(model: &Sequential<T>, largest: Shape) -> Result<Vec<Step>> {
     let mut steps: Vec<Step> = Vec::new();
     for mut step in single(model, largest)? {
         let layer = model.layers[step.layers.start].as_ref();
