@@ -37,8 +37,9 @@ static ALLOCATOR: Counting = Counting;
 /// The only test of this file: another one's allocations would be counted too.
 #[test]
 fn what_is_repeated_allocates_nothing_after_the_first() {
-    // First, while there is no pool whose threads might still be ending.
     answers_of_a_prepared_model();
+    // Pools stay until the end: a thread that ends allocates something.
+    let _pools = new_pools();
     steps_and_evaluations();
 }
 
@@ -62,6 +63,25 @@ fn answers_of_a_prepared_model() {
     assert_eq!(COUNT.load(Ordering::Relaxed) - before, 0, "answers of a prepared model");
 }
 
+/// The first work that is split in a new pool allocates nothing: its workers have begun, with all that they need to look for work.
+fn new_pools() -> Vec<Threads> {
+    let (x, mut dy) = (vec![1.0f32; 1 << 16], vec![1.0; 1 << 16]);
+    let mut pools = Vec::new();
+    for _ in 0..20 {
+        let threads = Threads::new(4).unwrap().fork_from(0);
+        let allocated = threads.run(|| {
+            let before = COUNT.load(Ordering::Relaxed);
+            for _ in 0..20 {
+                evenkeel::kernels::relu::backward_in_place(&x, &mut dy);
+            }
+            COUNT.load(Ordering::Relaxed) - before
+        });
+        assert_eq!(allocated, 0, "in a new pool");
+        pools.push(threads);
+    }
+    pools
+}
+
 /// The labs' networks and a wide one, with as many steps as a test can wait for.
 const NETWORKS: [(&[usize], usize, usize); 3] =
     [(&[784, 32, 32, 10], 32, 1000), (&[784, 100, 50, 10], 64, 1000), (&[784, 1024, 1024, 10], 256, 12)];
@@ -81,10 +101,11 @@ fn network(widths: &[usize]) -> Sequential<f32> {
 fn steps_and_evaluations() {
     // The last batch of an epoch has other sizes: 11, 11 and 75 rows.
     let (train, _) = digits::generate(1, 331, 1);
+    // As shipped, and everything split that can be.
+    let pools = [1, 2].map(|count| [Threads::new(count).unwrap(), Threads::new(count).unwrap().fork_from(0)]);
     for (widths, batch, steps) in NETWORKS {
-        for count in [1, 2] {
-            // As shipped, and everything split that can be.
-            for threads in [Threads::new(count).unwrap(), Threads::new(count).unwrap().fork_from(0)] {
+        for pools in &pools {
+            for threads in pools {
                 let sgd = Box::new(Sgd::new(0.01).unwrap().momentum(0.9, Momentum::Nesterov).unwrap());
                 let optimizers: [Box<dyn Optimizer<f32>>; 2] = [Box::new(Adam::new(0.001).unwrap()), sgd];
                 for optimizer in optimizers {
@@ -94,7 +115,7 @@ fn steps_and_evaluations() {
                         Loader::new(&train, batch, Order::Shuffled(1), LastBatch::Keep, Scale::default()).unwrap();
                     let mut evaluator = Evaluator::new(trainer.model(), Loss::CrossEntropy, &train).unwrap();
                     let mut all = evaluator.loader(&train, Scale::default()).unwrap();
-                    enter(&threads, || {
+                    enter(threads, || {
                         // The first epoch fills what grows once: the optimiser's moments.
                         trainer.epoch(&mut loader).unwrap();
                         evaluator.evaluate(trainer.model(), &mut all).unwrap();

@@ -584,7 +584,7 @@ fn a_plan_names_its_kernels_and_times_each() {
             Fusion::Off => assert_eq!(kernels.iter().filter(|&&kernel| kernel == "layer").count(), 18),
         }
         assert!(plan.explain().rows().iter().all(|row| row.seconds.is_none()));
-        plan.measure(true);
+        plan.measure();
         let (x, mut adam) = (normals([8, 20], 1), Adam::new(0.1).unwrap());
         for _ in 0..3 {
             // One that is left in the middle counts for nothing.
@@ -598,7 +598,7 @@ fn a_plan_names_its_kernels_and_times_each() {
         assert!(explanation.rows().iter().all(|row| row.seconds.is_some_and(|s| s > 0.0)), "{explanation}");
         let text = explanation.to_string();
         assert_eq!(text.lines().count(), explanation.rows().len() + 3, "{text}");
-        plan.measure(false);
+        plan.stop_measuring();
         assert!(plan.explain().rows().iter().all(|row| row.seconds.is_none()));
     }
 }

@@ -141,6 +141,8 @@ impl Threads {
             .thread_name(|i| format!("evenkeel-{i}"))
             .build()
             .map_err(|e| Error::invalid("threads", count, format!("a number that the system can give ({e})")))?;
+        // Every worker has begun when this returns, and has what looking for work allocates the first time.
+        pool.broadcast(|_| ());
         let has_a_processor_each = std::thread::available_parallelism().is_ok_and(|available| count <= available.get());
         let threads = Threads::from_pool(Arc::new(pool));
         Ok(if has_a_processor_each { threads.kept_awake() } else { threads })

@@ -317,7 +317,7 @@ impl<T: Element> Course for Table<'_, T> {
                 ready.steps(COUNTED)?;
                 let allocations = allocations::count() - before;
                 let explanation = shows_kernels.then(|| {
-                    ready.trainer.plan_mut().measure(true);
+                    ready.trainer.plan_mut().measure();
                     ready.steps(COUNTED).map(|()| ready.trainer.plan().explain())
                 });
                 Ok::<_, Error>((allocations, explanation.transpose()?, evaluated))

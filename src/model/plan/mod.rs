@@ -234,9 +234,14 @@ impl<T: Element> Plan<T> {
         }
     }
 
-    /// Measures from now on, or no longer, how long each kernel takes: [`Plan::explain`] tells. What was measured is forgotten.
-    pub fn measure(&mut self, is_on: bool) {
-        self.clock = if is_on { Clock::running(self.explain().rows()) } else { Clock::default() };
+    /// Measures from now on how long each kernel takes: [`Plan::explain`] tells. What was measured before is forgotten.
+    pub fn measure(&mut self) {
+        self.clock = Clock::running(self.explain().rows());
+    }
+
+    /// Measures no longer, and forgets what was measured.
+    pub fn stop_measuring(&mut self) {
+        self.clock = Clock::default();
     }
 
     /// Kernel by kernel what runs in a training step with the largest batch.
@@ -384,7 +389,7 @@ impl<T: Element> Plan<T> {
         let last = self.laid.steps.len() - 1;
         let step = &self.laid.steps[last];
         let output = step.output.with_rows(rows);
-        let ranges = [from(step.at.output, output.len()), from(self.laid.gradients[last % 2].start, output.len())];
+        let ranges = [from(step.at.output, output.len()), from(self.laid.gradients[last % 2], output.len())];
         let [y, dy] = parts(&mut self.memory, ranges);
         self.clock.start(Part::Loss);
         let loss =
@@ -424,7 +429,7 @@ impl<T: Element> Plan<T> {
 
     /// Where the gradient of a step's output lies, and that of its input, which the first step does not need.
     fn gradient_ranges(&self, index: usize, input_len: usize, len: usize) -> [Range<usize>; 2] {
-        let [dy, dx] = [index % 2, (index + 1) % 2].map(|turn| self.laid.gradients[turn].start);
+        let [dy, dx] = [index % 2, (index + 1) % 2].map(|turn| self.laid.gradients[turn]);
         [from(dy, len), from(dx, if index == 0 { 0 } else { input_len })]
     }
 

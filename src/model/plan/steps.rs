@@ -3,7 +3,6 @@
 use super::Fusion;
 use crate::error::{Error, Result};
 use crate::kernels::batchnorm;
-use crate::kernels::gemm;
 use crate::layers::{Layer, Linear, Relu, as_norm};
 use crate::model::{Extent, Sequential, checked_len, named};
 use crate::simd::Element;
@@ -78,7 +77,7 @@ pub(super) struct Steps {
     /// Where matrices end among the parameters, and numbers for each output or channel begin.
     pub(super) vectors: usize,
     /// Two gradients that take turns.
-    pub(super) gradients: [Range<usize>; 2],
+    pub(super) gradients: [usize; 2],
     pub(super) scratch: Range<usize>,
     pub(super) memory: usize,
 }
@@ -97,15 +96,8 @@ impl Steps {
             Fusion::On => fused(model, largest)?,
             Fusion::Off => single(model, largest)?,
         };
-        let mut laid = Steps {
-            steps,
-            slots: Vec::new(),
-            parameters: 0,
-            vectors: 0,
-            gradients: [0..0, 0..0],
-            scratch: 0..0,
-            memory: 0,
-        };
+        let mut laid =
+            Steps { steps, slots: Vec::new(), parameters: 0, vectors: 0, gradients: [0, 0], scratch: 0..0, memory: 0 };
         laid.lay_out_parameters(model, Extent::new::<T>(largest))?;
         laid.lay_out_memory(model, Extent::new::<T>(largest))?;
         Ok(laid)
@@ -168,7 +160,7 @@ impl Steps {
         for step in &mut self.steps {
             step.at.before_relu = extent.take(if step.hides_before_relu() { step.output.len() } else { 0 })?.start;
         }
-        self.gradients = [extent.take(widest)?, extent.take(widest)?];
+        self.gradients = [extent.take(widest)?.start, extent.take(widest)?.start];
         self.scratch = extent.take(scratch)?;
         self.memory = extent.len();
         Ok(())
@@ -204,20 +196,13 @@ impl Step {
         }
     }
 
+    /// As much as the largest of its layers takes; only the first may change the shape.
     fn scratch_len<T: Element>(&self, model: &Sequential<T>) -> usize {
-        if self.is_single() {
-            return model.layers[self.layers.start].scratch_len(self.input);
-        }
-        let rows = self.input.dims()[0];
-        let product = self.product.map_or(0, |Product { inputs, outputs }| {
-            let products = [(rows, inputs, outputs), (rows, outputs, inputs), (inputs, rows, outputs)];
-            products.map(|(m, k, n)| gemm::scratch_len::<T>(m, k, n)).into_iter().fold(0, usize::max)
+        let lens = self.layers.clone().map(|layer| {
+            let input = if layer == self.layers.start { self.input } else { self.output };
+            model.layers[layer].scratch_len(input)
         });
-        let norm = self.norm.map_or(0, |norm| {
-            let images = self.output.len() / (norm.channels * norm.inner);
-            batchnorm::scratch_len::<T>(images, norm.channels, norm.inner)
-        });
-        product.max(norm)
+        lens.fold(0, usize::max)
     }
 }
 
