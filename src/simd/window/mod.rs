@@ -83,7 +83,8 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// `rows` rows of `cols` elements, `stride` apart, to be asked for in about `times` times.
     pub(crate) fn new<T>(data: &[T], (rows, cols): (usize, usize), stride: usize, times: usize) -> Self {
-        let (bytes, stride) = (cols * size_of::<T>(), stride * size_of::<T>());
+        // A stride that nothing uses, between the rows of one, may be anything.
+        let (bytes, stride) = (cols * size_of::<T>(), stride.wrapping_mul(size_of::<T>()));
         let lines = (rows * bytes.div_ceil(LINE)).div_ceil(times.max(1));
         Ahead { row: data.as_ptr().addr(), done: 0, rows, bytes, stride, lines }
     }
