@@ -42,6 +42,6 @@ pub use element::Element;
 pub(crate) use element::PerElement;
 pub(crate) use lanes::{Group, Kernel, Lanes};
 pub(crate) use window::{
-    Abreast, Ahead, ByColumn, ByRow, CellsMut, Column, Columns, Pairs, Panels, Row, Rows, RowsMut, Strided, Striped,
-    Strips, Transfer, TransferRow, unaligned,
+    Abreast, ByColumn, ByRow, CellsMut, Column, Columns, Pairs, Panels, Row, Rows, RowsMut, Strided, Striped, Strips,
+    Transfer, TransferRow, unaligned,
 };

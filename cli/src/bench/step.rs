@@ -3,7 +3,7 @@
 use super::course::{self, Course, budgets_of, noise_cell};
 use super::network::Network;
 use super::peers::{self, Peer};
-use super::sample::{Effort, NOISY, Ours, Samples, repetitions, sample_seconds, take_turns};
+use super::sample::{Effort, NOISY, Ours, Samples, repetitions, take_turns};
 use super::torch::{MODES, Torch};
 use super::{
     at_once, budgets, count_of_threads, flops_of_unit, isas, line, multiply_adds, percent, rounded, settle, timed,
@@ -232,6 +232,9 @@ impl<T: Element> Table<'_, T> {
     }
 }
 
+/// Seconds of a sample, as long on one thread as on several: what a step works on is near only after some steps.
+const SAMPLE_SECONDS: f64 = 4e-3;
+
 impl<T: Element> Course for Table<'_, T> {
     type Job = Network;
     type Case = Case;
@@ -273,7 +276,7 @@ impl<T: Element> Course for Table<'_, T> {
             Turn::Torch(mode) => self.ask(|torch| torch.steps(MODES[mode], reps)).unwrap_or(1.0),
         };
         let mut turns = Vec::new();
-        let seconds = sample_seconds(threads.count());
+        let seconds = SAMPLE_SECONDS;
         for &isa in self.isas {
             let reps = repetitions(seconds, |reps| run(Turn::Ours(isa), reps));
             turns.push((Turn::Ours(isa), reps));

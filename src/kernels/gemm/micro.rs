@@ -2,10 +2,9 @@
 
 use super::blocking::Tiles;
 use crate::simd::{
-    Ahead, ByColumn, ByRow, CellsMut, Column, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut,
-    Striped, Strips,
+    ByColumn, ByRow, CellsMut, Column, Columns, Element, Kernel, Lanes, Pairs, Panels, Row, Rows, RowsMut, Striped,
+    Strips,
 };
-use std::cell::Cell;
 
 /// What becomes of a tile of sums: `C <- alpha tile + beta C`, then the bias, then ReLU.
 #[derive(Clone, Copy)]
@@ -102,8 +101,6 @@ pub(super) struct Sweep<'a, T> {
     /// Whether a panel is multiplied by all strips before the next one is, or a strip by all panels.
     pub(super) by_panel: bool,
     pub(super) finish: Finish<'a, T>,
-    /// What is read when this is done.
-    pub(super) ahead: &'a Cell<Ahead>,
 }
 
 /// Strips of A, where they lie or packed.
@@ -161,9 +158,6 @@ impl<T: Element> Sweep<'_, T> {
             }
             let c = self.c.block((i, MR), (j, cols));
             tile::<V, A, MR, NV, FAR>(a.strip(s, MR), b.get(p, cols), cols, finish.at(i, j), c);
-            let mut ahead = self.ahead.get();
-            ahead.ask();
-            self.ahead.set(ahead);
             // One loop for both orders, so that the tile is there once.
             if by_panel {
                 s += 1;

@@ -8,7 +8,7 @@ use super::thin::{self, Dots, THIN};
 use super::{WIDEST, cells, pack, shallow};
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, BlocksMut, Cost, Split};
-use crate::simd::{Ahead, CellsMut, Element, Isa, Kernel, Lanes, PerElement, Rows};
+use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, PerElement, Rows};
 
 /// C in tasks of `rows` rows and `cols` columns, `across` of them in a row; the last ones may differ.
 struct Tasks<'a, T> {
@@ -121,14 +121,12 @@ fn run<T: Element>(product: Whole<'_, T>) {
     if a_in_place && !packs_b && k <= KC && n <= nc_most && !forks {
         let (cut, block) = (Cut::new(tiles, n, nv), Block { pc: 0, kc: k, jc: 0, nc: n });
         let panels = (0, cut.count);
-        let ahead = Ahead::default();
-        return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, is_shallow, finish, block, ahead }
+        return Product { a, packed_a: None, b, c, i0: 0, cut, nv, panels, is_shallow, finish, block }
             .run(isa, tiles, caches);
     }
     let mc_most = if forks { MC } else { caches.rows::<T>(m, kc_most) };
     // Where one thread has all rows of A near, it packs them once for each block of k, and few panels of B at a time, which stay near.
-    let takes_few = !forks && packs_b && m <= mc_most;
-    let few_panels = if takes_few { TOGETHER * NV * tiles.width } else { usize::MAX };
+    let few_panels = if !forks && packs_b && m <= mc_most { TOGETHER * NV * tiles.width } else { usize::MAX };
     let nc_most = nc_most.min(few_panels);
     let (b_scratch, a_scratch) = scratch.split_at_mut(if packs_b { kc_most * (nc_most + WIDEST) } else { 0 });
     for pc in (0..k).step_by(kc_most) {
@@ -138,14 +136,6 @@ fn run<T: Element>(product: Whole<'_, T>) {
             let cut = Cut::new(tiles, nc, nv);
             let block = Block { pc, kc, jc, nc };
             let cost = cost::<T>(m.min(mc_most), kc, nc);
-            let ahead = match b {
-                B::InPlace(b) if takes_few => {
-                    let next = if jc + nc < n { (pc, jc + nc) } else { (pc + kc, 0) };
-                    let tiles = m.div_ceil(tiles.most(NV)) * cut.count;
-                    ahead(b, (next.0, kc_most.min(k - next.0)), (next.1, nc_most.min(n - next.1)), tiles)
-                }
-                _ => Ahead::default(),
-            };
             let b = match b {
                 B::InPlace(b) if packs_b => {
                     let together = if forks { TOGETHER } else { cut.count };
@@ -191,23 +181,12 @@ fn run<T: Element>(product: Whole<'_, T>) {
                     let panels = (along * together, cut.count.min((along + 1) * together));
                     let (a, i0) = (task_a(down), ic + down * rows);
                     let packed_a = packed_a.map(|packed| &packed[down * packed_len..]);
-                    Product { a, packed_a, b, c: task.c, i0, cut, nv, panels, is_shallow, finish, block, ahead }
+                    Product { a, packed_a, b, c: task.c, i0, cut, nv, panels, is_shallow, finish, block }
                         .run(isa, tiles, caches);
                 });
             }
         }
     }
-}
-
-/// What is packed next, `kc` rows of B from row `pc` on and `nc` columns from column `jc` on, to be read in so many times.
-///
-/// Panels are packed of rows that lie far apart, each a few lines long, which no processor foresees: without this, a step through
-/// two hidden layers of 1024 took 3 % longer.
-#[inline(always)]
-fn ahead<T: Element>(b: MatRef<'_, T>, (pc, kc): (usize, usize), (jc, nc): (usize, usize), times: usize) -> Ahead {
-    let (rs, cs) = (b.row_stride(), b.col_stride());
-    let (shape, stride) = if cs == 1 { ((kc, nc), rs) } else { ((nc, kc), cs) };
-    if kc > 0 { Ahead::new(&b.data()[pc * rs + jc * cs..], shape, stride, times) } else { Ahead::default() }
 }
 
 /// A product with few columns, as dot products: [`takes_dots`](thin::takes_dots).

@@ -6,8 +6,7 @@ use super::pass::{B, Block};
 use super::shallow::Shallow;
 use super::thin::{FewRows, THIN};
 use crate::matrix::MatRef;
-use crate::simd::{Ahead, ByColumn, ByRow, CellsMut, Element, Isa, Panels, Rows, Strips};
-use std::cell::Cell;
+use crate::simd::{ByColumn, ByRow, CellsMut, Element, Isa, Panels, Rows, Strips};
 
 /// One task of a pass.
 pub(super) struct Product<'a, T> {
@@ -29,8 +28,6 @@ pub(super) struct Product<'a, T> {
     pub(super) is_shallow: bool,
     pub(super) finish: Finish<'a, T>,
     pub(super) block: Block,
-    /// What is read when this is done.
-    pub(super) ahead: Ahead,
 }
 
 impl<T: Element> Product<'_, T> {
@@ -40,7 +37,6 @@ impl<T: Element> Product<'_, T> {
         let (a, b, cut, mut c) = (self.a, self.b, self.cut, self.c);
         let (first, end) = self.panels;
         let m = a.rows();
-        let ahead = &Cell::new(self.ahead);
         let is_near = caches.keep_near::<T>(kc * nc);
         let by_panel = !is_near && !caches.keep_strips_near::<T>(tiles.most(NV), kc, c.cols());
         if let B::InPlace(b) = b {
@@ -127,11 +123,10 @@ impl<T: Element> Product<'_, T> {
                                 step,
                                 by_panel,
                                 finish: Finish::store(),
-                                ahead,
                             });
                             isa.run(Scatter { tile, finish, c: c.block((0, rows), (0, cols)) });
                         } else {
-                            isa.run(&mut Sweep { a, strips, b, cols, c: c.into_rows(), step, by_panel, finish, ahead });
+                            isa.run(&mut Sweep { a, strips, b, cols, c: c.into_rows(), step, by_panel, finish });
                         }
                         done += rows;
                     }
