@@ -8,16 +8,15 @@
 //! A model that is folded throughout, and not too large for it, is evaluated in blocks of rows, each through all layers, so that what lies
 //! between two of them stays near; threads share the blocks. Their number follows from model and batch alone.
 
-use super::plan::steps::{Step, fused};
+use super::plan::steps::{Step, downcast, fused};
 use super::{Extent, Sequential, check_batch, checked_len, disjoint, named};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{self, Epilogue, PackedB, gemm, gemm_packed};
-use crate::layers::{AffineMap, Layer, Linear, as_norm};
+use crate::layers::{AffineMap, Linear, as_norm};
 use crate::matrix::{MatMut, MatRef};
 use crate::parallel::{self, Blocks, BlocksMut, Cost};
 use crate::simd::{Element, Isa, with_isa};
 use crate::tensor::{Shape, Tensor, TensorMut, TensorRef};
-use std::any::Any;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -99,11 +98,6 @@ impl Room {
         let (turns, scratch) = ([extent.take(turn)?, extent.take(turn)?], extent.take(scratch)?);
         Ok(Room { turns, scratch, len: extent.len() })
     }
-}
-
-fn as_linear<T: Element>(layer: &dyn Layer<T>) -> Option<&Linear<T>> {
-    let layer: &dyn Any = layer;
-    layer.downcast_ref()
 }
 
 fn another_model() -> Error {
@@ -198,7 +192,8 @@ impl<T: Element> Evaluation<T> {
         self.make_panels()?;
         for stage in &mut self.stages {
             let Some(Product { inputs, outputs, weight, bias, norm, panels }) = &mut stage.product else { continue };
-            let linear = as_linear(model.layers[stage.layers.start].as_ref()).ok_or_else(another_model)?;
+            let linear =
+                downcast::<T, Linear<T>>(model.layers[stage.layers.start].as_ref()).ok_or_else(another_model)?;
             if (linear.in_features(), linear.out_features()) != (*inputs, *outputs) {
                 return Err(another_model());
             }

@@ -276,18 +276,17 @@ impl<T: Element> Course for Table<'_, T> {
             Turn::Torch(mode) => self.ask(|torch| torch.steps(MODES[mode], reps)).unwrap_or(1.0),
         };
         let mut turns = Vec::new();
-        let seconds = SAMPLE_SECONDS;
         for &isa in self.isas {
-            let reps = repetitions(seconds, |reps| run(Turn::Ours(isa), reps));
+            let reps = repetitions(SAMPLE_SECONDS, |reps| run(Turn::Ours(isa), reps));
             turns.push((Turn::Ours(isa), reps));
             let seconds = run(Turn::Ours(isa), reps);
             turns.push((Turn::Peak(isa), repetitions(seconds, |reps| run(Turn::Peak(isa), reps))));
         }
         for turn in [Turn::Gathered(self.isas[0]), Turn::Evaluation(self.isas[0])] {
-            turns.push((turn, repetitions(seconds, |reps| run(turn, reps))));
+            turns.push((turn, repetitions(SAMPLE_SECONDS, |reps| run(turn, reps))));
         }
         for mode in (0..MODES.len()).filter(|_| has_torch) {
-            turns.push((Turn::Torch(mode), repetitions(seconds, |reps| run(Turn::Torch(mode), reps))));
+            turns.push((Turn::Torch(mode), repetitions(SAMPLE_SECONDS, |reps| run(Turn::Torch(mode), reps))));
         }
         let sample = |i: usize| {
             let (turn, reps) = turns[i];

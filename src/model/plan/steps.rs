@@ -206,7 +206,8 @@ impl Step {
     }
 }
 
-fn downcast<T: Element, L: Layer<T>>(layer: &dyn Layer<T>) -> Option<&L> {
+/// The layer as one of this type, if it is one.
+pub(in crate::model) fn downcast<T: Element, L: Layer<T>>(layer: &dyn Layer<T>) -> Option<&L> {
     let layer: &dyn Any = layer;
     layer.downcast_ref()
 }
