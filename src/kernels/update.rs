@@ -20,7 +20,8 @@
 //!
 //! **Cost.** SGD with momentum moves 3 reads and 2 writes, Adam 4 reads and 3 writes; Adam also takes one root and one division
 //! an element, for which it waits while the data are in a cache. Vectors of f32 with AVX-512 have every second root found by multiplications,
-//! beside the divider (`roots_mul_add` of the lanes), with the same bits.
+//! beside the divider (`roots_mul_add` of the lanes), with the same bits; but not on a Zen 4, whose divider is one of the two units that
+//! multiply: it takes 16 cycles for a root and a quotient of 16 lanes, and a step that shares roots took 20.
 //!
 //! **References.** Sutskever et al., ICML 2013, for the momentum form; Kingma and Ba, ICLR 2015, algorithm 1; PyTorch's
 //! documentation of `SGD` and `Adam` for the order.
@@ -149,7 +150,8 @@ pub fn adam<T: Element>(adam: &Adam, p: &mut [T], g: &[T], m: &mut [T], v: &mut 
     let moments = (BlocksMut { data: m, block: BLOCK }, BlocksMut { data: v, block: BLOCK });
     let cost = Cost { flops: 12 * len, bytes: 7 * size_of::<T>() * len };
     parallel::for_each(len.div_ceil(BLOCK), cost, (parameters, moments), |_, ((p, g), (m, v))| {
-        isa.run(AdamStep { factors, p: p.data, g: g.data, m: m.data, v: v.data });
+        let shares_roots = !isa.has_narrow_units();
+        isa.run(AdamStep { factors, shares_roots, p: p.data, g: g.data, m: m.data, v: v.data });
     });
 }
 
@@ -207,6 +209,8 @@ impl<T: Element> Factors<T> {
 
 struct AdamStep<'a, T> {
     factors: Factors<T>,
+    /// Whether [`ABREAST`] vectors are taken together, so that they can share roots, or one after the other.
+    shares_roots: bool,
     p: &'a mut [T],
     g: &'a [T],
     m: &'a mut [T],
@@ -218,7 +222,15 @@ impl<T: Element> Kernel<T> for AdamStep<'_, T> {
 
     #[inline(always)]
     fn run<V: Lanes<Elem = T>>(self) {
-        let size = ABREAST * V::WIDTH;
+        if self.shares_roots { self.vectors::<V, ABREAST>() } else { self.vectors::<V, 1>() }
+    }
+}
+
+impl<T: Element> AdamStep<'_, T> {
+    /// Takes `N` vectors at a time.
+    #[inline(always)]
+    fn vectors<V: Lanes<Elem = T>, const N: usize>(self) {
+        let size = N * V::WIDTH;
         let whole = self.p.len() / size * size;
         let (p, p_rest) = self.p.split_at_mut(whole);
         let (g, g_rest) = self.g.split_at(whole);
@@ -227,7 +239,7 @@ impl<T: Element> Kernel<T> for AdamStep<'_, T> {
         let groups = p.chunks_exact_mut(size).zip(g.chunks_exact(size));
         let moments = m.chunks_exact_mut(size).zip(v.chunks_exact_mut(size));
         for ((p, g), (m, v)) in groups.zip(moments) {
-            self.factors.step::<V, ABREAST>(p, g, m, v);
+            self.factors.step::<V, N>(p, g, m, v);
         }
         for i in (0..p_rest.len()).step_by(V::WIDTH) {
             self.factors.step::<V, 1>(&mut p_rest[i..], &g_rest[i..], &mut m_rest[i..], &mut v_rest[i..]);
@@ -264,6 +276,28 @@ mod tests {
         step.step = 2;
         sgd(&step, &mut p, &[1.0], &mut b);
         assert_eq!((p, b), ([1.25 - 0.25 * 2.625], [2.625]));
+    }
+
+    #[test]
+    fn vectors_one_by_one_and_together_have_the_same_bits() {
+        fn check<T: Element>() {
+            let factors =
+                Factors::new(&Adam { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 3 });
+            let mut rng = crate::rng::Rng::new(1, "adam");
+            let mut numbers = |size: f64| (0..77).map(|_| T::from_f64(size * rng.normal())).collect::<Vec<T>>();
+            let (p, g, m) = (numbers(1.0), numbers(1.0), numbers(0.1));
+            let v: Vec<T> = numbers(0.1).iter().map(|&x| x * x).collect();
+            for isa in Isa::available() {
+                let run = |shares_roots| {
+                    let (mut p, mut m, mut v) = (p.clone(), m.clone(), v.clone());
+                    isa.run(AdamStep { factors, shares_roots, p: &mut p, g: &g, m: &mut m, v: &mut v });
+                    [p, m, v].concat().iter().map(|x| x.bits()).collect::<Vec<_>>()
+                };
+                assert_eq!(run(true), run(false), "{isa}");
+            }
+        }
+        check::<f32>();
+        check::<f64>();
     }
 
     #[test]

@@ -142,6 +142,17 @@ impl Isa {
         self.0 != Level::Portable
     }
 
+    /// Whether arithmetic on a vector takes as long as on two of half as many lanes, and a division keeps one of the two units that
+    /// multiply.
+    #[inline]
+    pub(crate) fn has_narrow_units(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => is_zen4(),
+            _ => false,
+        }
+    }
+
     /// Runs a kernel with this instruction set's vectors.
     #[inline]
     pub(crate) fn run<T: Element, K: Kernel<T>>(self, kernel: K) -> K::Output {
@@ -156,6 +167,23 @@ impl Isa {
             Level::Avx512 => unsafe { run_avx512(kernel) },
         }
     }
+}
+
+/// Whether this is a Zen 4, which passes vectors of 512 bits through units of 256 in two halves: a vendor, and a family, 0x19, in which
+/// only it has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn is_zen4() -> bool {
+    use std::arch::x86_64::__cpuid;
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        #[allow(unused_unsafe, reason = "it is safe in later toolchains than the oldest that is supported")]
+        // SAFETY: every x86-64 processor has the instruction and these two leaves.
+        let (vendor, signature) = unsafe { (__cpuid(0), __cpuid(1).eax) };
+        let vendor = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+        let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+        vendor.as_flattened() == b"AuthenticAMD" && family == 0x19
+    })
 }
 
 fn unknown(what: &str, name: &str) -> Error {
