@@ -1,8 +1,8 @@
 //! 8 x f32 and 4 x f64 in 256 bits: AVX2 and FMA.
 //!
 //! **The fact that every `SAFETY` comment here relies on.** These types never leave the crate's kernels, and kernels receive
-//! them only from `Isa::run`, which names them only for an `Isa` value that was made after the processor was found to have
-//! AVX2 and FMA. So wherever a method of this file runs, its instructions exist.
+//! them only from `Isa::run`, which names them, or those of AVX-512 that have them as their half, only for an `Isa` value that was made
+//! after the processor was found to have AVX2 and FMA. So wherever a method of this file runs, its instructions exist.
 
 use super::{Element, Lanes};
 use std::arch::x86_64::*;
@@ -58,6 +58,7 @@ fn mask_64(n: usize) -> __m256i {
 impl Lanes for F32x8 {
     type Elem = f32;
     type Mask = __m256;
+    type Half = Self;
     const WIDTH: usize = 8;
     const REGISTERS: usize = 16;
 
@@ -228,6 +229,7 @@ impl Lanes for F32x8 {
 impl Lanes for F64x4 {
     type Elem = f64;
     type Mask = __m256d;
+    type Half = Self;
     const WIDTH: usize = 4;
     const REGISTERS: usize = 16;
 

@@ -56,6 +56,7 @@ fn first_8(n: usize) -> __mmask8 {
 impl Lanes for F32x16 {
     type Elem = f32;
     type Mask = __mmask16;
+    type Half = super::avx2::F32x8;
     const WIDTH: usize = 16;
     const REGISTERS: usize = 32;
 
@@ -210,6 +211,7 @@ impl Lanes for F32x16 {
 impl Lanes for F64x8 {
     type Elem = f64;
     type Mask = __mmask8;
+    type Half = super::avx2::F64x4;
     const WIDTH: usize = 8;
     const REGISTERS: usize = 32;
 

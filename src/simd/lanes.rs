@@ -13,6 +13,9 @@ pub trait Lanes:
     type Elem: Element;
     /// The result of a comparison.
     type Mask: Copy;
+    /// Half as many lanes, of which the same processor has vectors with the same arithmetic; itself where a register tile has no use for
+    /// them.
+    type Half: Lanes<Elem = Self::Elem>;
     /// Number of lanes.
     const WIDTH: usize;
     /// Vector registers of the instruction set: what a register tile has to fit in.

@@ -21,6 +21,7 @@ macro_rules! lanes {
         impl Lanes for $name {
             type Elem = $elem;
             type Mask = $inner;
+            type Half = Self;
             const WIDTH: usize = $width;
             const REGISTERS: usize = 16;
 

@@ -30,6 +30,7 @@ macro_rules! lanes {
         impl Lanes for One<$elem> {
             type Elem = $elem;
             type Mask = bool;
+            type Half = Self;
             const WIDTH: usize = 1;
             const REGISTERS: usize = 16;
 

@@ -183,6 +183,13 @@ impl Tiles {
         }
     }
 
+    /// The whole vectors in `cols` columns, if they are one or two and what is left of another fits in half a one.
+    #[inline(always)]
+    pub(super) fn halved(self, cols: usize) -> Option<usize> {
+        let (whole, rest) = (cols >> self.width.trailing_zeros(), cols & (self.width - 1));
+        (matches!(whole, 1 | 2) && 0 < rest && rest <= self.width / 2).then_some(whole)
+    }
+
     /// Vectors in a panel of B that is read in place, for products of `m` rows.
     #[inline(always)]
     pub(super) fn nv(self, m: usize) -> usize {
@@ -230,6 +237,18 @@ impl Tiles {
     }
 }
 
+/// Most rows of a tile of so many vectors, one or two, and half a one. There are registers for half as many again, but the compiler runs
+/// out of them.
+pub(super) const fn most_halved(vectors: usize) -> usize {
+    if vectors == 1 { 8 } else { 6 }
+}
+
+/// Rows of the tiles that make a strip of `mr`, all but the last, where a tile has at most `most`: about equal.
+#[inline(always)]
+pub(super) const fn rows_of_tile(mr: usize, most: usize) -> usize {
+    if mr > most { mr.div_ceil(mr.div_ceil(most)) } else { mr }
+}
+
 /// How columns are cut into panels: as many as a register tile is wide, the last one as wide as is left.
 #[derive(Clone, Copy)]
 pub(super) struct Cut {
@@ -275,17 +294,41 @@ impl Cut {
 mod tests {
     use super::*;
 
+    /// Those of `Sweep`, for one, two and three vectors.
+    const HEIGHTS: [&[usize]; 3] = [&[1, 2, 3, 4, 8, 12], &[1, 2, 3, 4, 5, 6, 8, 12], &[1, 2, 3, 4, 5, 6, 8]];
+    /// Those of `Halved`, for one and two vectors.
+    const HALVED: [&[usize]; 2] = [&[1, 2, 3, 4, 5, 6, 8], &[1, 2, 3, 4, 5, 6]];
+
+    #[test]
+    fn strips_of_two_vectors_are_cut_into_heights_that_lower_tiles_have() {
+        for &mr in HEIGHTS[1] {
+            // Three vectors with AVX-512 and with AVX2; one and two, and half a one.
+            let lower = [(8, HEIGHTS[2]), (4, HEIGHTS[2]), (most_halved(1), HALVED[0]), (most_halved(2), HALVED[1])];
+            for (most, heights) in lower {
+                let rows = rows_of_tile(mr, most);
+                let last = mr - (mr - 1) / rows * rows;
+                assert!(
+                    rows <= most && heights.contains(&rows) && heights.contains(&last),
+                    "{mr} rows: {rows}, {last}"
+                );
+            }
+        }
+        let tiles = Tiles { width: 16, most: [12, 12, 8], wide: true };
+        assert_eq!(
+            [16, 17, 24, 25, 33, 40, 41, 49].map(|cols| tiles.halved(cols)),
+            [None, Some(1), Some(1), None, Some(2), Some(2), None, None]
+        );
+    }
+
     #[test]
     fn strips_have_heights_that_tiles_have() {
-        // Those of `Sweep`.
-        let heights = [&[1, 2, 3, 4, 8, 12][..], &[1, 2, 3, 4, 5, 6, 8, 12], &[1, 2, 3, 4, 5, 6, 8]];
         for most in [[12, 12, 8], [12, 6, 4]] {
             let tiles = Tiles { width: 16, most, wide: true };
             for (nv, rows) in (1..=3).flat_map(|nv| (1..=100).map(move |rows| (nv, rows))) {
                 let mut rest = rows;
                 while rest > 0 {
                     let (mr, count) = tiles.strips(nv, rest);
-                    let fits = mr <= most[nv - 1] && heights[nv - 1].contains(&mr);
+                    let fits = mr <= most[nv - 1] && HEIGHTS[nv - 1].contains(&mr);
                     assert!(fits && 0 < mr * count && mr * count <= rest, "{nv} vectors, {rest} rows: {count} of {mr}");
                     rest -= mr * count;
                 }

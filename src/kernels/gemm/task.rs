@@ -1,12 +1,12 @@
 //! One task of a pass: its rows of A times its panels of B, as sweeps of tiles or by the loop that suits it better.
 
-use super::blocking::{self, Caches, Cut, FEW, NV, Tiles};
-use super::micro::{A, Buffer, Finish, Scatter, Sweep};
+use super::blocking::{self, Caches, Cut, FEW, NV, Tiles, most_halved};
+use super::micro::{A, Buffer, Finish, Halved, Scatter, Sweep};
 use super::pass::{B, Block};
 use super::shallow::Shallow;
 use super::thin::{FewRows, THIN};
 use crate::matrix::MatRef;
-use crate::simd::{ByColumn, ByRow, CellsMut, Element, Isa, Panels, Rows, Strips};
+use crate::simd::{ByColumn, ByRow, CellsMut, Element, Isa, Panels, Rows, RowsMut, Strips};
 
 /// One task of a pass.
 pub(super) struct Product<'a, T> {
@@ -54,6 +54,7 @@ impl<T: Element> Product<'_, T> {
             }
         }
         let nv = if nc <= tiles.width { 1 } else { self.nv };
+        let has_narrow_units = isa.has_narrow_units();
         let mut buffer = if c.has_contiguous_rows() { None } else { Some(Buffer::new()) };
         let column = |j: usize| cut.part(j).0 - cut.part(first).0;
         // Where all of B is near, rows of C are finished before the next are begun, so that A and C are passed through once and in
@@ -79,17 +80,23 @@ impl<T: Element> Product<'_, T> {
                         Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width)
                     }
                 };
-                // Tiles of three vectors are lower than others: several of them make a strip, where strips are cut already.
+                // Tiles of three vectors are lower than others: several of them make a strip, where strips are cut already. Those with half
+                // a vector are lower as well, and make strips in any case.
                 let is_wide = cols > 2 * tiles.width && nv == 2;
-                let nv = if is_wide && self.packed_a.is_none() { 3 } else { nv };
-                let most = if is_wide { tiles.most(3) } else { usize::MAX };
+                let halved = if has_narrow_units { tiles.halved(cols) } else { None };
+                let (nv, most) = match halved {
+                    Some(whole) => (nv, most_halved(whole)),
+                    None if is_wide && self.packed_a.is_none() => (3, tiles.most(3)),
+                    None if is_wide => (nv, tiles.most(3)),
+                    None => (nv, usize::MAX),
+                };
                 let mut i0 = top;
                 while i0 < bottom {
                     let (mr, mut count) = tiles.strips(nv, bottom - i0);
                     if buffer.is_some() {
                         count = 1;
                     }
-                    let even = if mr > most { mr.div_ceil(mr.div_ceil(most)) } else { mr };
+                    let even = blocking::rows_of_tile(mr, most);
                     let mut done = 0;
                     while done < mr {
                         let (rows, i) = (even.min(mr - done), i0 + done);
@@ -112,21 +119,15 @@ impl<T: Element> Product<'_, T> {
                         let step = (mr, cut.width);
                         let all_rows = (i, (count - 1) * mr + rows);
                         let mut c = c.block(all_rows, (column(j), (panels - 1) * cut.width + cols));
+                        let sweep = |c: RowsMut<'_, T>, finish| {
+                            let mut sweep = Sweep { a, strips, b, cols, c, step, by_panel, finish };
+                            if halved.is_some() { isa.run(&mut Halved(sweep)) } else { isa.run(&mut sweep) }
+                        };
                         if let Some(tile) = &mut buffer {
-                            let sums = tile.window(rows, cols);
-                            isa.run(&mut Sweep {
-                                a,
-                                strips,
-                                b,
-                                cols,
-                                c: sums,
-                                step,
-                                by_panel,
-                                finish: Finish::store(),
-                            });
+                            sweep(tile.window(rows, cols), Finish::store());
                             isa.run(Scatter { tile, finish, c: c.block((0, rows), (0, cols)) });
                         } else {
-                            isa.run(&mut Sweep { a, strips, b, cols, c: c.into_rows(), step, by_panel, finish });
+                            sweep(c.into_rows(), finish);
                         }
                         done += rows;
                     }
