@@ -5,6 +5,7 @@
 use evenkeel::layers::{BatchNorm1d, BatchNorm2d, BatchNormOptions, Layer, Linear, Parameter, ParameterMut, Relu};
 use evenkeel::model::plan::{Fusion, Plan};
 use evenkeel::optim::{Adam, Optimizer, Sgd};
+use evenkeel::parallel::migrated;
 use evenkeel::simd::{Element, Isa, with_isa};
 use evenkeel::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
 use evenkeel::train::{Trainer, enter};
@@ -217,6 +218,9 @@ fn without_cancelled(mut all: Vec<Shown>, stack: &Stack) -> Vec<Shown> {
 }
 
 fn fused_is_layer_by_layer<T: Element>(stack: &Stack, sizes: &[usize]) {
+    // A normalisation needs two rows.
+    let least = if stack.kinds.iter().any(|kind| matches!(kind, Kind::Norm(..))) { 2 } else { 1 };
+    let sizes: Vec<usize> = sizes.iter().map(|&n| n.max(least)).collect();
     let largest = Shape::new(&[*sizes.iter().max().unwrap(), stack.inputs]);
     let batches: Vec<Tensor<T>> =
         sizes.iter().enumerate().map(|(i, &n)| normals([n, stack.inputs], stack.seed + i as u64)).collect();
@@ -277,12 +281,12 @@ proptest! {
     #![proptest_config(config(120))]
 
     #[test]
-    fn fused_is_layer_by_layer_in_single_precision(stack in stack(), sizes in prop::collection::vec(2usize..35, 1..4)) {
+    fn fused_is_layer_by_layer_in_single_precision(stack in stack(), sizes in prop::collection::vec(1usize..35, 1..4)) {
         fused_is_layer_by_layer::<f32>(&stack, &sizes);
     }
 
     #[test]
-    fn fused_is_layer_by_layer_in_double_precision(stack in stack(), sizes in prop::collection::vec(2usize..35, 1..4)) {
+    fn fused_is_layer_by_layer_in_double_precision(stack in stack(), sizes in prop::collection::vec(1usize..35, 1..4)) {
         fused_is_layer_by_layer::<f64>(&stack, &sizes);
     }
 }
@@ -622,7 +626,8 @@ fn flops_and_bytes_by_hand() {
 #[test]
 fn accuracy_and_bits_hold_with_fusion_and_without() {
     // The same losses to within what the cancelled biases round, for any number of threads.
-    let widths = [40, 16, 12, 4];
+    // Rows and parameters enough that there are parts to share.
+    let widths = [40, 300, 12, 4];
     let model = || {
         let rng = &mut Rng::new(3, "init");
         let mut model = Sequential::<f32>::new();
@@ -634,10 +639,10 @@ fn accuracy_and_bits_hold_with_fusion_and_without() {
         }
         model
     };
-    let x = normals::<f32>([48, 40], 1);
-    let labels = classes(48, 4);
+    let x = normals::<f32>([300, 40], 1);
+    let labels = classes(300, 4);
     let run = |fusion, threads: &Threads| -> Vec<f64> {
-        let plan = Plan::new(model(), [48, 40].into(), Loss::CrossEntropy, fusion).unwrap();
+        let plan = Plan::new(model(), [300, 40].into(), Loss::CrossEntropy, fusion).unwrap();
         let mut trainer = Trainer::of_plan(plan, Adam::new(0.01).unwrap());
         enter(threads, || (0..60).map(|_| trainer.step(x.view(), Targets::Classes(&labels), None).unwrap()).collect())
     };
@@ -647,7 +652,14 @@ fn accuracy_and_bits_hold_with_fusion_and_without() {
     assert!(fused[59] < 0.1 * fused[0] && plain[59] < 0.1 * plain[0], "both learn: {} and {}", fused[59], plain[59]);
     for count in [2, 4] {
         let threads = Threads::new(count).unwrap().fork_from(0);
-        assert_eq!(run(Fusion::On, &threads), fused, "{count} threads");
-        assert_eq!(run(Fusion::Off, &threads), plain, "{count} threads");
+        let before = migrated();
+        for attempt in 1..=50 {
+            assert_eq!(run(Fusion::On, &threads), fused, "{count} threads");
+            assert_eq!(run(Fusion::Off, &threads), plain, "{count} threads");
+            if migrated() > before {
+                break;
+            }
+            assert!(attempt < 50, "{count} threads: one worker did everything, so nothing was shown");
+        }
     }
 }
