@@ -118,8 +118,8 @@ fn one_normalisation_has_the_bits_of_fold() {
     assert!(seen[0] != seen[1] && seen[1] != seen[2]);
 }
 
-/// 300 rows are five blocks, and weights of 784 x 100 lie in panels: both have the bits of the folded model in one piece, whoever computes
-/// them, and so have panels that are for another instruction set than the one at hand.
+/// 300 rows are five blocks, and weights of 784 x 100 lie in panels: these products have the bits of the folded model in one piece, whoever
+/// computes them, and so have panels that are for another instruction set than the one at hand.
 #[test]
 fn blocks_and_panels_have_the_bits_of_the_whole() {
     let trained = || {

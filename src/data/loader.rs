@@ -293,8 +293,8 @@ impl Pixels {
     }
 
     /// The same by products with the inverse, which is the sum of two numbers: `x / d = x h + x l` with h the inverse rounded and l what it
-    /// lacks, `l = (1 - h d) h`. With one rounding for a product and its sum, that of `x h` is off the quotient by no more than the rounding
-    /// of `x l`, 2^-24 of its last place in f32: it is correctly rounded but for rare x and d, and there are 256 x only, which
+    /// lacks, `l = (1 - h d) h`. With one rounding for a product and its sum, that of `x h` is off the quotient by no more than a few
+    /// roundings of `x l`, each 2^-24 of its last place in f32: it is correctly rounded but for rare x and d, and there are 256 x only, which
     /// [`NeedsDivision`] tries.
     #[inline(always)]
     fn by_product<V: Lanes>(self) -> impl Fn(V) -> V {

@@ -108,7 +108,7 @@ impl<T: Element> Sequential<T> {
     /// What evaluating this model with batches of at most this shape takes; to be [refreshed](Evaluation::refresh) first.
     ///
     /// # Errors
-    /// If the layers do not fit one another, or if the memory cannot be addressed.
+    /// If the layers do not fit one another, if one of them does not keep the number of rows, or if the memory cannot be addressed.
     pub fn evaluation(&self, input: Shape) -> Result<Evaluation<T>> {
         if input.dims().is_empty() {
             return Err(Error::shape("model: batch", "at least one dimension", input));
@@ -120,7 +120,8 @@ impl<T: Element> Sequential<T> {
         let block_rows = if is_near { BLOCK } else { most_rows.max(1) };
         let mut extent = Extent::new::<T>(input);
         let mut stages = Vec::new();
-        let (mut widest, mut channels, mut whole, mut block) = (checked_len(input)?, 0, 0, 0);
+        checked_len(input)?;
+        let (mut widest, mut channels, mut whole, mut block) = (0, 0, 0, 0);
         let mut output_shape = input;
         for Step { layers, product, norm, relu, output, .. } in steps {
             let mut shape = output_shape;
@@ -135,7 +136,6 @@ impl<T: Element> Sequential<T> {
                 Some(step) => {
                     let (inputs, outputs) = (step.inputs, step.outputs);
                     let (weight, bias) = (extent.take(inputs * outputs)?, extent.take(outputs)?);
-                    whole = gemm::scratch_len::<T>(most_rows, inputs, outputs).max(whole);
                     block = gemm::scratch_len::<T>(block_rows.min(most_rows), inputs, outputs).max(block);
                     channels = outputs.max(channels);
                     Some(Product { inputs, outputs, weight, bias, norm: norm.map(|norm| norm.layer), panels: None })
@@ -225,7 +225,9 @@ impl<T: Element> Evaluation<T> {
     /// of threads.
     ///
     /// # Numerics
-    /// Each folded layer is off what its layers would give for the same inputs by at most what [`Sequential::fold`] says.
+    /// Each folded layer is off what its layers would give for the same inputs by at most what [`Sequential::fold`] says. The order of a
+    /// sum may be another than in one product for all rows, where a block of few columns is another kind of product
+    /// ([`gemm`](crate::kernels::gemm)).
     ///
     /// # Errors
     /// If the batch is larger than the largest, if the model has other layers, or if one of them refuses.
