@@ -3,7 +3,7 @@
 use super::apply::{Channels, Images, parts};
 use super::gradient::{Data, Path, Slopes, Sums, Upstream};
 use super::saved::Constants;
-use super::shape::{Grid, Leaf, Leaves, Planes, Reach, Runs, Shape, narrow, spread, widen};
+use super::shape::{Grid, Group, Leaf, Leaves, Planes, Reach, Runs, Shape, groups, narrow, spread, widen};
 use super::sums;
 use super::{ABREAST, ROWS, Saved, Statistics};
 use crate::kernels::Activation;
@@ -171,12 +171,11 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
         let channels = self.saved.channels();
         let mut finish = self;
         let mut any_scaled = false;
-        for first in (0..channels).step_by(ABREAST) {
-            let channels = (first, ABREAST.min(channels - first));
-            any_scaled |= if finish.leaves.are_abreast(channels.1) {
-                finish.abreast::<true>((first, ABREAST))
+        for group in groups(channels, finish.leaves.are_abreast(ABREAST)) {
+            any_scaled |= if finish.leaves.are_abreast(group.len) {
+                finish.abreast::<true>(Group { len: ABREAST, ..group })
             } else {
-                finish.abreast::<false>(channels)
+                finish.abreast::<false>(group)
             };
         }
         any_scaled
@@ -184,9 +183,9 @@ impl<T: Element> Kernel<T> for Finish<'_, '_, T> {
 }
 
 impl<T: Element> Finish<'_, '_, T> {
-    /// For some channels: their first, and how many.
+    /// For some channels.
     #[inline(always)]
-    fn abreast<const IS_ABREAST: bool>(&mut self, (first, len): (usize, usize)) -> bool {
+    fn abreast<const IS_ABREAST: bool>(&mut self, Group { first, len, done }: Group) -> bool {
         let of = |row| widen(row, first, len);
         let [rstd_hi, rstd_lo] = self.saved.rstd_parts().map(of);
         let (mean_lo, a) = (of(self.saved.mean_lo()), of(self.saved.constants().a));
@@ -209,7 +208,8 @@ impl<T: Element> Finish<'_, '_, T> {
             let old = widen(parameter, first, len);
             let mut new = [T::ZERO; ABREAST];
             for k in 0..ABREAST {
-                new[k] = T::from_f64(old[k] + more[k]);
+                // Added once.
+                new[k] = T::from_f64(if k < done { old[k] } else { old[k] + more[k] });
             }
             narrow(&new, parameter, first, len);
         }

@@ -279,6 +279,25 @@ pub(super) fn spread<'a, T: Element, const N: usize>(
     spread
 }
 
+/// Some channels that are computed side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) first: usize,
+    pub(super) len: usize,
+    /// How many of them, from the first on, are of the group before this one as well.
+    pub(super) done: usize,
+}
+
+/// `channels` in groups of [`ABREAST`]. Where so many from any channel on `are_abreast`, the last group ends with the last channel and
+/// overlaps the one before it, as far as there are so many: what is left of one would be computed number by number.
+#[inline(always)]
+pub(super) fn groups(channels: usize, are_abreast: bool) -> impl Iterator<Item = Group> {
+    (0..channels).step_by(ABREAST).map(move |start| {
+        let first = if are_abreast && channels >= ABREAST { start.min(channels - ABREAST) } else { start };
+        Group { first, len: ABREAST.min(channels - first), done: start - first }
+    })
+}
+
 /// `len` numbers from `first` on as f64; zero where there are fewer than [`ABREAST`].
 #[inline(always)]
 pub(super) fn widen<T: Element>(row: &[T], first: usize, len: usize) -> [f64; ABREAST] {

@@ -1,7 +1,7 @@
 //! Mean and variance per channel: sums of a leaf about a shift, merged.
 
 use super::saved::{Moments, ROW_OF_VAR, ROWS_OF_SAVED, rstd};
-use super::shape::{Grid, Leaf, Leaves, Planes, Reach, Runs, widen};
+use super::shape::{Grid, Group, Leaf, Leaves, Planes, Reach, Runs, groups, widen};
 use super::sums::{self, Deviations, PerPlane};
 use super::{ABREAST, BatchNorm, Saved, TILE};
 use crate::parallel::{self, BlocksMut, Cost};
@@ -104,12 +104,12 @@ impl<T: Element> Kernel<T> for Merge<'_, '_, T> {
     fn run<V: Lanes<Elem = T>>(self) -> bool {
         let Merge { norm, leaves, mut saved } = self;
         let mut all_finite = true;
-        for first in (0..norm.channels).step_by(ABREAST) {
-            let channels = (first, ABREAST.min(norm.channels - first));
-            all_finite &= if leaves.are_abreast(channels.1) {
+        // What is done twice is saved twice, the same.
+        for Group { first, len, .. } in groups(norm.channels, leaves.are_abreast(ABREAST)) {
+            all_finite &= if leaves.are_abreast(len) {
                 merge_abreast::<T, true>(norm, leaves, &mut saved, (first, ABREAST))
             } else {
-                merge_abreast::<T, false>(norm, leaves, &mut saved, channels)
+                merge_abreast::<T, false>(norm, leaves, &mut saved, (first, len))
             };
         }
         all_finite
@@ -278,27 +278,26 @@ impl<T: Element> Kernel<T> for LeafMoments<'_, T> {
 #[inline(always)]
 fn moves<T: Element>(grid: Grid, leaf: Leaf, channels: usize, shift: &mut [T], sums: &[T]) -> bool {
     let mut any = false;
-    for first in (0..channels).step_by(ABREAST) {
-        let channels = (first, ABREAST.min(channels - first));
-        any |= if grid.is_abreast(channels.1) {
-            moves_abreast::<T, true>(grid, leaf, shift, sums, (first, ABREAST))
+    for group in groups(channels, grid.is_abreast(ABREAST)) {
+        any |= if grid.is_abreast(group.len) {
+            moves_abreast::<T, true>(grid, leaf, shift, sums, Group { len: ABREAST, ..group })
         } else {
-            moves_abreast::<T, false>(grid, leaf, shift, sums, channels)
+            moves_abreast::<T, false>(grid, leaf, shift, sums, group)
         };
     }
     any
 }
 
-/// [`moves`] for some channels: their first, and how many.
+/// [`moves`] for some channels.
 #[inline(always)]
 fn moves_abreast<T: Element, const IS_ABREAST: bool>(
     grid: Grid,
     leaf: Leaf,
     shift: &mut [T],
     sums: &[T],
-    channels: (usize, usize),
+    Group { first, len, done }: Group,
 ) -> bool {
-    let (count, cols) = (grid.values(leaf) as f64, leaf.cols);
+    let (count, cols, channels) = (grid.values(leaf) as f64, leaf.cols, (first, len));
     let sum = grid.all_columns::<T, IS_ABREAST>(&sums[..cols], channels);
     let squares = grid.all_columns::<T, IS_ABREAST>(&sums[cols..][..cols], channels);
     let mut any = false;
@@ -306,9 +305,10 @@ fn moves_abreast<T: Element, const IS_ABREAST: bool>(
         any |= is_far(count, sum[k], squares[k]);
     }
     if any {
-        for k in 0..channels.1 {
+        // Once each.
+        for k in done..len {
             if is_far(count, sum[k], squares[k]) {
-                for j in grid.columns_of(channels.0 + k, cols) {
+                for j in grid.columns_of(first + k, cols) {
                     shift[j] = T::from_f64(shift[j].to_f64() + sum[k] / count);
                 }
             }
