@@ -21,7 +21,8 @@
 //! **Cost.** SGD with momentum moves 3 reads and 2 writes, Adam 4 reads and 3 writes; Adam also takes one root and one division
 //! an element, for which it waits while the data are in a cache. Vectors of f32 with AVX-512 have every second root found by multiplications,
 //! beside the divider (`roots_mul_add` of the lanes), with the same bits; but not on a Zen 4, whose divider is one of the two units that
-//! multiply: it takes 16 cycles for a root and a quotient of 16 lanes, and a step that shares roots took 20.
+//! multiply: it takes 16 cycles for a root and a quotient of 16 lanes, and a step that shares roots took 20. Blocks are taken from the
+//! last to the first, because a backward pass has just written the last gradients and a forward pass begins with the first parameters.
 //!
 //! **References.** Sutskever et al., ICML 2013, for the momentum form; Kingma and Ba, ICLR 2015, algorithm 1; PyTorch's
 //! documentation of `SGD` and `Adam` for the order.
@@ -92,7 +93,7 @@ pub fn sgd<T: Element>(sgd: &Sgd, p: &mut [T], g: &[T], buffer: &mut [T]) {
     let buffer = with_momentum.then_some(BlocksMut { data: buffer, block: BLOCK });
     let work = ((BlocksMut { data: p, block: BLOCK }, Blocks { data: g, block: BLOCK }), buffer);
     let cost = Cost { flops: 6 * len, bytes: 5 * len * size_of::<T>() };
-    parallel::for_each(len.div_ceil(BLOCK), cost, work, |_, ((p, g), buffer)| {
+    parallel::for_each_backwards(len.div_ceil(BLOCK), cost, work, |_, ((p, g), buffer)| {
         isa.run(SgdStep { sgd, p: p.data, g: g.data, buffer: buffer.map(|b| b.data) });
     });
 }
@@ -149,7 +150,7 @@ pub fn adam<T: Element>(adam: &Adam, p: &mut [T], g: &[T], m: &mut [T], v: &mut 
     let parameters = (BlocksMut { data: p, block: BLOCK }, Blocks { data: g, block: BLOCK });
     let moments = (BlocksMut { data: m, block: BLOCK }, BlocksMut { data: v, block: BLOCK });
     let cost = Cost { flops: 12 * len, bytes: 7 * size_of::<T>() * len };
-    parallel::for_each(len.div_ceil(BLOCK), cost, (parameters, moments), |_, ((p, g), (m, v))| {
+    parallel::for_each_backwards(len.div_ceil(BLOCK), cost, (parameters, moments), |_, ((p, g), (m, v))| {
         let shares_roots = !isa.has_narrow_units();
         isa.run(AdamStep { factors, shares_roots, p: p.data, g: g.data, m: m.data, v: v.data });
     });
