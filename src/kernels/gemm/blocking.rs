@@ -39,7 +39,7 @@ fn even(total: usize, most: usize, unit: usize) -> usize {
 pub(super) const TOGETHER: usize = 8;
 
 /// Rows of C that are finished before the next are begun, where all of B is in the first cache but its panels differ in width.
-pub(super) const ROWS_AT_ONCE: usize = 48;
+pub(super) const ROWS_AT_ONCE: usize = 96;
 
 /// Rows and panels of one task, where a pass is shared between threads: of about equal size, many enough that no thread waits long for
 /// the last one, and so large that handing them out costs little: 2^22 multiply-adds, but 128 to 512 columns.
@@ -202,38 +202,50 @@ impl Tiles {
     /// A multiply-add takes four cycles and two begin in each, so a tile of fewer than eight vectors waits for itself.
     #[inline(always)]
     pub(super) fn strips(self, nv: usize, rest: usize) -> (usize, usize) {
-        match (self.most(nv), rest) {
-            // One vector in a row: there are tiles of 12, 8 and 4 to 1 rows.
-            (12, 0..=3) if nv == 1 => (rest, 1),
-            (12, 4..=7) if nv == 1 => (4, 1),
-            (12, 8..=11) if nv == 1 => (8, 1),
-            (12, _) if nv == 1 => (12, rest / 12),
-            // There are tiles of 12, 8 and 6 to 1 rows.
-            (12, 7) => (4, 1),
-            (12, 9) => (5, 1),
-            (12, 10) => (5, 2),
-            (12, 11) => (6, 1),
-            (12, 13 | 14) => (8, 1),
-            (12, 24..) if rest.is_multiple_of(12) => (12, rest / 12),
-            (12, 15..) => (12, (rest - 3) / 12),
-            (6, 7) => (4, 1),
-            (6, 8) => (4, 2),
-            (6, 9 | 13) => (5, 1),
-            (6, 10) => (5, 2),
-            (6, 12..) if rest.is_multiple_of(6) => (6, rest / 6),
-            (6, 14..) => (6, (rest - 8) / 6),
-            // Three vectors: there are tiles of 8 and 6 to 1 rows.
-            (8, 7) => (4, 1),
-            (8, 9 | 13) => (5, 1),
-            (8, 10) => (5, 2),
-            (8, 11 | 12) => (6, 1),
-            (8, 16..) if rest.is_multiple_of(8) => (8, rest / 8),
-            (8, 17..) => (8, (rest - 6) / 8),
-            (4, 5 | 6) => (3, 1),
-            (4, 8..) if rest.is_multiple_of(4) => (4, rest / 4),
-            (4, 8..) => (4, (rest - 3) / 4),
-            (most, _) => (rest.min(most), 1),
-        }
+        strips(self.most(nv), nv, rest)
+    }
+
+    /// The same for tiles of so many whole vectors, one or two, and half a one.
+    #[inline(always)]
+    pub(super) fn strips_halved(whole: usize, rest: usize) -> (usize, usize) {
+        strips(most_halved(whole), 2, rest)
+    }
+}
+
+/// [`Tiles::strips`] where a tile of `nv` vectors has at most `most` rows.
+#[inline(always)]
+fn strips(most: usize, nv: usize, rest: usize) -> (usize, usize) {
+    match (most, rest) {
+        // One vector in a row: there are tiles of 12, 8 and 4 to 1 rows.
+        (12, 0..=3) if nv == 1 => (rest, 1),
+        (12, 4..=7) if nv == 1 => (4, 1),
+        (12, 8..=11) if nv == 1 => (8, 1),
+        (12, _) if nv == 1 => (12, rest / 12),
+        // There are tiles of 12, 8 and 6 to 1 rows.
+        (12, 7) => (4, 1),
+        (12, 9) => (5, 1),
+        (12, 10) => (5, 2),
+        (12, 11) => (6, 1),
+        (12, 13 | 14) => (8, 1),
+        (12, 24..) if rest.is_multiple_of(12) => (12, rest / 12),
+        (12, 15..) => (12, (rest - 3) / 12),
+        (6, 7) => (4, 1),
+        (6, 8) => (4, 2),
+        (6, 9 | 13) => (5, 1),
+        (6, 10) => (5, 2),
+        (6, 12..) if rest.is_multiple_of(6) => (6, rest / 6),
+        (6, 14..) => (6, (rest - 8) / 6),
+        // Three vectors: there are tiles of 8 and 6 to 1 rows.
+        (8, 7) => (4, 1),
+        (8, 9 | 13) => (5, 1),
+        (8, 10) => (5, 2),
+        (8, 11 | 12) => (6, 1),
+        (8, 16..) if rest.is_multiple_of(8) => (8, rest / 8),
+        (8, 17..) => (8, (rest - 6) / 8),
+        (4, 5 | 6) => (3, 1),
+        (4, 8..) if rest.is_multiple_of(4) => (4, rest / 4),
+        (4, 8..) => (4, (rest - 3) / 4),
+        _ => (rest.min(most), 1),
     }
 }
 
@@ -298,6 +310,19 @@ mod tests {
     const HEIGHTS: [&[usize]; 3] = [&[1, 2, 3, 4, 8, 12], &[1, 2, 3, 4, 5, 6, 8, 12], &[1, 2, 3, 4, 5, 6, 8]];
     /// Those of `Halved`, for one and two vectors.
     const HALVED: [&[usize]; 2] = [&[1, 2, 3, 4, 5, 6, 8], &[1, 2, 3, 4, 5, 6]];
+
+    #[test]
+    fn strips_of_half_a_vector_have_heights_that_tiles_have() {
+        for (whole, rows) in (1..=2).flat_map(|whole| (1..=100).map(move |rows| (whole, rows))) {
+            let mut rest = rows;
+            while rest > 0 {
+                let (mr, count) = Tiles::strips_halved(whole, rest);
+                let fits = HALVED[whole - 1].contains(&mr) && 0 < mr * count && mr * count <= rest;
+                assert!(fits, "{whole} vectors and a half, {rest} rows: {count} of {mr}");
+                rest -= mr * count;
+            }
+        }
+    }
 
     #[test]
     fn strips_of_two_vectors_are_cut_into_heights_that_lower_tiles_have() {

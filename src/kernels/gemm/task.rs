@@ -80,19 +80,22 @@ impl<T: Element> Product<'_, T> {
                         Panels::new(&data[j0 * kc..], (panels, cut.width * kc), (kc, width), width)
                     }
                 };
-                // Tiles of three vectors are lower than others: several of them make a strip, where strips are cut already. Those with half
-                // a vector are lower as well, and make strips in any case.
+                // Tiles of three vectors, and of some and a half, are lower than those of two: several of them make a strip, where strips
+                // are cut already.
                 let is_wide = cols > 2 * tiles.width && nv == 2;
                 let halved = if has_narrow_units { tiles.halved(cols) } else { None };
-                let (nv, most) = match halved {
-                    Some(whole) => (nv, most_halved(whole)),
-                    None if is_wide && self.packed_a.is_none() => (3, tiles.most(3)),
-                    None if is_wide => (nv, tiles.most(3)),
-                    None => (nv, usize::MAX),
+                let most = match halved {
+                    Some(whole) => most_halved(whole),
+                    None if is_wide => tiles.most(3),
+                    None => usize::MAX,
                 };
                 let mut i0 = top;
                 while i0 < bottom {
-                    let (mr, mut count) = tiles.strips(nv, bottom - i0);
+                    let (mr, mut count) = match (self.packed_a, halved) {
+                        (None, Some(whole)) => Tiles::strips_halved(whole, bottom - i0),
+                        (None, None) if is_wide => tiles.strips(3, bottom - i0),
+                        _ => tiles.strips(nv, bottom - i0),
+                    };
                     if buffer.is_some() {
                         count = 1;
                     }
