@@ -48,7 +48,7 @@ fn state<T: Element>(state: &mut Vec<Tensor<T>>, index: usize, len: usize) -> Re
         state.push(Tensor::zeros([0])?);
     }
     let tensor = &mut state[index];
-    if tensor.shape().is_empty() {
+    if tensor.shape().is_empty() && len > 0 {
         *tensor = Tensor::zeros([len])?;
     }
     if tensor.data().len() == len {

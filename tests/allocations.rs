@@ -106,8 +106,10 @@ fn steps_and_evaluations() {
     for (widths, batch, steps) in NETWORKS {
         for pools in &pools {
             for threads in pools {
-                let sgd = Box::new(Sgd::new(0.01).unwrap().momentum(0.9, Momentum::Nesterov).unwrap());
-                let optimizers: [Box<dyn Optimizer<f32>>; 2] = [Box::new(Adam::new(0.001).unwrap()), sgd];
+                let plain = Sgd::new(0.01).unwrap();
+                let sgd = Box::new(plain.clone().momentum(0.9, Momentum::Nesterov).unwrap());
+                let optimizers: [Box<dyn Optimizer<f32>>; 3] =
+                    [Box::new(Adam::new(0.001).unwrap()), sgd, Box::new(plain)];
                 for optimizer in optimizers {
                     let mut trainer =
                         Trainer::new(network(widths), [batch, 784], Loss::CrossEntropy, optimizer).unwrap();
