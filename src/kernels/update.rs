@@ -146,12 +146,11 @@ pub fn adam<T: Element>(adam: &Adam, p: &mut [T], g: &[T], m: &mut [T], v: &mut 
     let others = [g.len(), m.len(), v.len()];
     assert!(others == [len; 3], "adam: {len} parameters; gradients and moments: {others:?}");
     let isa = Isa::current();
-    let factors = Factors::new(adam);
+    let (factors, shares_roots) = (Factors::new(adam), !isa.has_narrow_units());
     let parameters = (BlocksMut { data: p, block: BLOCK }, Blocks { data: g, block: BLOCK });
     let moments = (BlocksMut { data: m, block: BLOCK }, BlocksMut { data: v, block: BLOCK });
     let cost = Cost { flops: 12 * len, bytes: 7 * size_of::<T>() * len };
     parallel::for_each_backwards(len.div_ceil(BLOCK), cost, (parameters, moments), |_, ((p, g), (m, v))| {
-        let shares_roots = !isa.has_narrow_units();
         isa.run(AdamStep { factors, shares_roots, p: p.data, g: g.data, m: m.data, v: v.data });
     });
 }
