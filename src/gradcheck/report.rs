@@ -1,54 +1,237 @@
-//! What a check found, tensor by tensor.
+//! What a check found, tensor by tensor, for people and for programs.
 
+use crate::error::Error;
+use crate::tensor::Shape;
 use std::fmt;
+use std::fmt::Write as _;
 
-/// The verdict on one tensor.
+/// What the gradients were compared with, and hence how close they must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// f64 gradients with differences of the f64 function.
+    F64,
+    /// f32 gradients with differences of an f64 function.
+    F32AgainstF64,
+    /// f32 gradients with differences of the f32 function, which are coarse.
+    F32,
+    /// f32 gradients with those of their f64 twin, in units in the last place.
+    Twin,
+}
+
+impl Basis {
+    fn text(self) -> &'static str {
+        match self {
+            Basis::F64 => "differences in f64",
+            Basis::F32AgainstF64 => "f32 gradients, differences of the f64 function",
+            Basis::F32 => "differences in f32, with f32's tolerances",
+            Basis::Twin => "f32 gradients, those of the f64 twin",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Basis::F64 => "f64",
+            Basis::F32AgainstF64 => "f32-against-f64",
+            Basis::F32 => "f32",
+            Basis::Twin => "f64-twin",
+        }
+    }
+}
+
+/// What is said of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that was checked is within what is allowed.
+    Right,
+    /// An entry is not.
+    Wrong,
+    /// It has entries, and all of them lie at a kink: nothing could be checked.
+    Unknown,
+}
+
+impl Verdict {
+    fn text(self) -> &'static str {
+        match self {
+            Verdict::Right => "ok",
+            Verdict::Wrong => "WRONG",
+            Verdict::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// One number of a gradient, as both sides have it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// Of a tensor or, in a fast check, of the directions.
+    pub(super) index: usize,
+    pub(super) analytic: f64,
+    pub(super) numeric: f64,
+    pub(super) doubt: f64,
+    pub(super) allowed: f64,
+    pub(super) is_second_pass: bool,
+}
+
+impl Entry {
+    fn error(&self) -> f64 {
+        (self.analytic - self.numeric).abs()
+    }
+
+    /// How many times what is allowed; a NaN, or a bound that is none, is worse than any number.
+    fn excess(&self) -> f64 {
+        let error = self.error();
+        match error <= self.allowed && self.allowed.is_finite() {
+            true if self.allowed == 0.0 => 0.0,
+            true => error / self.allowed,
+            false if error.is_finite() && self.allowed > 0.0 => error / self.allowed,
+            false => f64::INFINITY,
+        }
+    }
+}
+
+/// The verdict on one tensor, and its worst entry: the one whose error is the largest multiple of what it may be.
 #[derive(Clone, Debug)]
 pub struct TensorReport {
     /// The tensor: `x`, `weight`, or `3.weight` in a model.
     pub name: String,
-    /// Entries checked: all of them.
+    /// Its shape; that of a layer's parameter is its length.
+    pub shape: Shape,
+    /// Entries checked.
     pub checked: usize,
-    /// Entry with the largest error.
+    /// Entries that lie at a kink, where there is no derivative to check against.
+    pub skipped: usize,
+    /// Random directions along which all entries were checked at once, if that sufficed; `worst` is then the number of one of them,
+    /// and the figures are its derivatives.
+    pub directions: Option<usize>,
+    /// The worst entry, in the tensor's order.
     pub worst: usize,
     /// What the backward pass says of it.
     pub analytic: f64,
-    /// What the differences say.
+    /// What it is compared with: what the differences say.
     pub numeric: f64,
-    /// How far they are apart.
+    /// How far apart these two are.
     pub error: f64,
-    /// How far they may be.
+    /// How far apart they may be.
     pub allowed: f64,
+    /// What `atol` multiplies: the largest entry of the tensor's gradient, or what rounding hides if that is more.
+    pub scale: f64,
+    /// How far apart the differences with two steps are.
+    pub doubt: f64,
+    /// How the error of the linear model falls with the step: 2 for the right gradient, 1 for a wrong one, `None` for a function
+    /// that is linear to within rounding.
+    pub slope: Option<f64>,
+    /// Whether the worst entry is of what a second backward pass added: it should be the same again.
+    pub is_second_pass: bool,
+    excess: f64,
 }
 
 impl TensorReport {
-    pub(super) fn new(name: &str, checked: usize, allowed: f64) -> Self {
-        TensorReport { name: name.to_string(), checked, worst: 0, analytic: 0.0, numeric: 0.0, error: -1.0, allowed }
-    }
-
-    /// Takes note of one entry.
-    pub(super) fn add(&mut self, index: usize, analytic: f64, numeric: f64) {
-        let error = (analytic - numeric).abs();
-        // NaN is worse than any number, and the first one is named.
-        if error > self.error || (error.is_nan() && self.error < f64::INFINITY) {
-            self.worst = index;
-            self.analytic = analytic;
-            self.numeric = numeric;
-            self.error = if error.is_nan() { f64::INFINITY } else { error };
+    pub(super) fn new(name: &str, shape: Shape, scale: f64) -> Self {
+        TensorReport {
+            name: name.to_string(),
+            shape,
+            checked: 0,
+            skipped: 0,
+            directions: None,
+            worst: 0,
+            analytic: 0.0,
+            numeric: 0.0,
+            error: 0.0,
+            allowed: 0.0,
+            scale,
+            doubt: 0.0,
+            slope: None,
+            is_second_pass: false,
+            excess: -1.0,
         }
     }
 
-    /// Whether every entry is within what is allowed; a tensor without entries is.
+    /// Takes note of a number; the first of the worst is named.
+    pub(super) fn add(&mut self, entry: Entry) {
+        let excess = entry.excess();
+        if excess > self.excess {
+            self.excess = excess;
+            self.worst = entry.index;
+            (self.analytic, self.numeric) = (entry.analytic, entry.numeric);
+            (self.error, self.allowed, self.doubt) = (entry.error(), entry.allowed, entry.doubt);
+            self.is_second_pass = entry.is_second_pass;
+        }
+    }
+
+    /// What is said of the tensor; one without entries is right.
+    pub fn verdict(&self) -> Verdict {
+        if self.excess > 1.0 {
+            Verdict::Wrong
+        } else if self.checked == 0 && self.skipped > 0 {
+            Verdict::Unknown
+        } else {
+            Verdict::Right
+        }
+    }
+
+    /// Whether [`TensorReport::verdict`] is [`Verdict::Right`].
     pub fn passed(&self) -> bool {
-        // An infinite gradient would allow any error.
-        self.checked == 0 || (self.error <= self.allowed && self.allowed.is_finite())
+        self.verdict() == Verdict::Right
+    }
+
+    /// The worst error as a multiple of what is allowed; 0 if nothing was checked.
+    pub fn excess(&self) -> f64 {
+        self.excess.max(0.0)
+    }
+
+    /// The worst error relative to the larger of the two values.
+    pub fn relative_error(&self) -> f64 {
+        if self.error == 0.0 { 0.0 } else { self.error / self.analytic.abs().max(self.numeric.abs()) }
+    }
+
+    /// The index of the worst entry in each dimension; in a fast check the number of a direction.
+    pub fn worst_index(&self) -> Vec<usize> {
+        if self.directions.is_some() {
+            return vec![self.worst];
+        }
+        let mut rest = self.worst;
+        let mut index: Vec<usize> =
+            self.shape.dims().iter().rev().map(|&d| (rest % d.max(1), rest /= d.max(1)).0).collect();
+        index.reverse();
+        index
+    }
+
+    /// What to make of it, if it did not pass.
+    fn advice(&self) -> Option<String> {
+        let text = match self.verdict() {
+            Verdict::Right => return None,
+            Verdict::Unknown => "every entry lies at a kink: move the data off it".to_string(),
+            Verdict::Wrong if self.is_second_pass => {
+                "a second backward pass should add the same to the gradient again, whether dx is asked for or not"
+                    .to_string()
+            }
+            Verdict::Wrong if self.analytic.is_nan() => {
+                "the backward pass gives NaN, or leaves this unwritten".to_string()
+            }
+            Verdict::Wrong if !self.numeric.is_finite() => "the function is not finite near this point".to_string(),
+            Verdict::Wrong if self.doubt > self.allowed => format!(
+                "the differences themselves are only sure to {:.1e} here: too steep or too noisy a function for this data",
+                self.doubt
+            ),
+            Verdict::Wrong => return None,
+        };
+        Some(format!("{}: {text}", self.name))
     }
 }
 
 /// The verdicts on all tensors.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// One for each tensor, the input first.
+    /// What was checked.
+    pub subject: String,
+    /// What the gradients were compared with.
+    pub basis: Basis,
+    /// Part of the numeric value that an error may be.
+    pub rtol: f64,
+    /// Part of the tensor's scale that an error may be.
+    pub atol: f64,
+    /// What the upstream gradient and the directions were drawn with.
+    pub seed: u64,
+    /// One for each tensor, inputs first.
     pub tensors: Vec<TensorReport>,
 }
 
@@ -62,23 +245,201 @@ impl Report {
     pub fn tensor(&self, name: &str) -> Option<&TensorReport> {
         self.tensors.iter().find(|t| t.name == name)
     }
+
+    /// Entries checked, of all tensors.
+    pub fn checked(&self) -> usize {
+        self.tensors.iter().map(|t| t.checked).sum()
+    }
+
+    /// Entries skipped, of all tensors.
+    pub fn skipped(&self) -> usize {
+        self.tensors.iter().map(|t| t.skipped).sum()
+    }
+
+    /// The tensor with the worst error for what it may be.
+    pub fn worst(&self) -> Option<&TensorReport> {
+        self.tensors.iter().max_by(|a, b| a.excess.total_cmp(&b.excess))
+    }
+
+    /// The rule in words.
+    pub fn rule(&self) -> String {
+        match self.basis {
+            Basis::Twin => "|f32 - f64| <= ulps 2^-23 magnitude".to_string(),
+            _ => format!("|analytic - numeric| <= {:e} scale + {:e} |numeric|", self.atol, self.rtol),
+        }
+    }
+
+    /// The report as one JSON object on one line; a number that is not finite is `null`.
+    pub fn to_json(&self) -> String {
+        let mut json = String::from("{");
+        string(&mut json, "subject", &self.subject);
+        write_into(&mut json, format_args!(",\"passed\":{},", self.passed()));
+        string(&mut json, "basis", self.basis.key());
+        for (key, value) in [("rtol", self.rtol), ("atol", self.atol)] {
+            number(&mut json, key, value);
+        }
+        write_into(&mut json, format_args!(",\"seed\":{},\"tensors\":[", self.seed));
+        for (i, t) in self.tensors.iter().enumerate() {
+            json.push_str(if i == 0 { "{" } else { ",{" });
+            string(&mut json, "name", &t.name);
+            let (shape, worst) = (t.shape.dims(), t.worst_index());
+            write_into(
+                &mut json,
+                format_args!(",\"shape\":{shape:?},\"checked\":{},\"skipped\":{},", t.checked, t.skipped),
+            );
+            string(&mut json, "verdict", t.verdict().text());
+            if let Some(directions) = t.directions {
+                write_into(&mut json, format_args!(",\"directions\":{directions}"));
+            }
+            write_into(&mut json, format_args!(",\"worst\":{worst:?}"));
+            let slope = t.slope.unwrap_or(f64::NAN);
+            let figures = [
+                ("analytic", t.analytic),
+                ("numeric", t.numeric),
+                ("error", t.error),
+                ("relative", t.relative_error()),
+                ("allowed", t.allowed),
+                ("scale", t.scale),
+                ("doubt", t.doubt),
+                ("slope", slope),
+            ];
+            for (key, value) in figures {
+                number(&mut json, key, value);
+            }
+            json.push('}');
+        }
+        json.push_str("]}");
+        json
+    }
+}
+
+fn write_into(text: &mut String, what: fmt::Arguments<'_>) {
+    text.write_fmt(what).expect("a string takes all that is written");
+}
+
+/// A key and a text, with what JSON asks to be escaped. The library has no other use for a JSON writer.
+fn string(json: &mut String, key: &str, text: &str) {
+    write_into(json, format_args!("\"{key}\":\""));
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => json.extend(['\\', c]),
+            c if c < ' ' => write_into(json, format_args!("\\u{:04x}", u32::from(c))),
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+}
+
+fn number(json: &mut String, key: &str, value: f64) {
+    match value.is_finite() {
+        true => write_into(json, format_args!(",\"{key}\":{value:e}")),
+        false => write_into(json, format_args!(",\"{key}\":null")),
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "gradient check: {}", if self.passed() { "passed" } else { "FAILED" })?;
-        for t in &self.tensors {
-            let verdict = if t.passed() { "ok    " } else { "FAILED" };
-            if t.checked == 0 {
-                writeln!(f, "  {verdict} {:<12} {:>6} checked", t.name, 0)?;
-                continue;
+        let verdict = if self.passed() { "passed" } else { "FAILED" };
+        writeln!(f, "gradient check of {}: {verdict}", self.subject)?;
+        write!(f, "  {}; {}; seed {}", self.basis.text(), self.rule(), self.seed)?;
+        let twin = self.basis == Basis::Twin;
+        let header = if twin {
+            ["tensor", "shape", "checked", "skipped", "slope", "worst", "f32", "f64", "error", "allowed", "verdict"]
+        } else {
+            [
+                "tensor", "shape", "checked", "skipped", "slope", "worst", "analytic", "numeric", "error", "allowed",
+                "verdict",
+            ]
+        };
+        let mut rows = vec![header.map(str::to_string)];
+        rows.extend(self.tensors.iter().map(|t| {
+            let has_worst = t.excess >= 0.0;
+            let shown = |text: String| if has_worst { text } else { "-".to_string() };
+            let index = match t.directions {
+                Some(_) => format!("direction {}", t.worst),
+                None => format!("{:?}", t.worst_index()),
+            };
+            [
+                t.name.clone(),
+                t.shape.to_string(),
+                t.checked.to_string(),
+                t.skipped.to_string(),
+                t.slope.map_or("-".to_string(), |slope| format!("{slope:.2}")),
+                shown(index),
+                shown(format!("{:+.9e}", t.analytic)),
+                shown(format!("{:+.9e}", t.numeric)),
+                shown(format!("{:.1e}", t.error)),
+                shown(format!("{:.1e}", t.allowed)),
+                t.verdict().text().to_string(),
+            ]
+        }));
+        let widths: [usize; 11] =
+            std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+        for row in &rows {
+            write!(f, "\n ")?;
+            for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+                match column {
+                    // Words on the left; the last needs no padding.
+                    0 | 1 => write!(f, " {cell:<width$} ")?,
+                    10 => write!(f, " {cell}")?,
+                    _ => write!(f, " {cell:>width$} ")?,
+                }
             }
-            writeln!(
-                f,
-                "  {verdict} {:<12} {:>6} checked, worst [{}]: analytic {:+.9e}, numeric {:+.9e}, error {:.1e}, allowed {:.1e}",
-                t.name, t.checked, t.worst, t.analytic, t.numeric, t.error, t.allowed
-            )?;
+        }
+        for advice in self.tensors.iter().filter_map(TensorReport::advice) {
+            write!(f, "\n  {advice}")?;
         }
         Ok(())
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// Why a check did not pass: its text is the whole report, also where a program ends with it.
+pub enum Failure {
+    /// A gradient is wrong, or could not be checked.
+    Gradient(Box<Report>),
+    /// There was nothing to check: what was given does not fit together, or the layer refused it.
+    Refused(Error),
+}
+
+impl Failure {
+    /// The report, if there is one.
+    pub fn report(&self) -> Option<&Report> {
+        match self {
+            Failure::Gradient(report) => Some(report),
+            Failure::Refused(_) => None,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Refused(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Gradient(report) => report.fmt(f),
+            Failure::Refused(error) => error.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Failure {
+    /// As [`Display`](fmt::Display): what `main` and `unwrap` print is read by people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{self}")
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Failure::Gradient(_) => None,
+            Failure::Refused(error) => error.source(),
+        }
     }
 }

@@ -5,17 +5,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 mod checker;
+mod functions;
 mod kernels;
 mod layers;
 mod networks;
 
-use evenkeel::gradcheck::{
-    Report, STEPS, TensorReport, Tolerance, check_closures, check_layer, check_model, normal_batch,
-};
+use evenkeel::gradcheck::{Basis, Failure, GradCheck, Input, Report, Verdict, normal_batch};
 use evenkeel::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
 use evenkeel::kernels::{Activation, mse, relu, softmax_xent};
 use evenkeel::layers::{BatchNorm1d, BatchNorm2d, BatchNormOptions, Layer, Linear, Parameter, ParameterMut, Relu};
-use evenkeel::simd::{Isa, with_isa};
+use evenkeel::model::plan::Fusion;
+use evenkeel::simd::{Element, Isa, with_isa};
 use evenkeel::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
 use evenkeel::{Loss, Result, Rng, Sequential, Targets};
 use proptest::prelude::*;
@@ -65,7 +65,18 @@ fn any_rows() -> impl Strategy<Value = usize> {
     prop_oneof![Just(2usize), Just(3), 4usize..12, Just(16), Just(17), 18usize..40]
 }
 
+/// The report of a check that must pass.
 #[track_caller]
-fn passes(what: &str, report: &Report) {
-    assert!(report.passed(), "{what}: {report}");
+fn passes(what: &str, checked: std::result::Result<Report, Failure>) -> Report {
+    checked.unwrap_or_else(|failure| panic!("{what}: {failure}"))
+}
+
+/// The report of a check that must not.
+#[track_caller]
+fn fails(what: &str, checked: std::result::Result<Report, Failure>) -> Report {
+    match checked {
+        Err(Failure::Gradient(report)) => *report,
+        Err(Failure::Refused(error)) => panic!("{what}: {error}"),
+        Ok(report) => panic!("{what} passed: {report}"),
+    }
 }

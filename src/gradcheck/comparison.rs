@@ -1,0 +1,254 @@
+//! The comparison: every entry of every gradient, or a few random directions, with what differences say.
+
+use super::differences::{Difference, Ladder, Move, derivative, slope, typical};
+use super::report::{Basis, Entry, Report, TensorReport};
+use super::{Settings, Tolerance};
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+use crate::simd::Element;
+use crate::tensor::Shape;
+
+/// Directions of a fast check.
+const DIRECTIONS: usize = 4;
+
+/// How many times the roundoff of what a function returns its differences may be off by.
+const ROUNDINGS: f64 = 8.0;
+
+/// Part of the function's size below which a gradient entry is beyond what differences can tell from zero, and so the least scale:
+/// rounding leaves u / h of the function in a difference, 1e-13 at the first step and 1e-10 at the last; `atol` times this is 1e-10.
+const LEAST_SCALE: f64 = 1e-3;
+
+/// Roundings by which two ways to the same outputs may differ, in those of the largest.
+const SAME: f64 = 1e4;
+
+/// One tensor of variables: where they are, and what the backward pass says of them.
+#[derive(Debug)]
+pub(super) struct Variables<T> {
+    pub(super) name: String,
+    pub(super) shape: Shape,
+    pub(super) values: Vec<T>,
+    pub(super) analytic: Vec<f64>,
+    /// What a second backward pass added to the gradient; it should be the same.
+    pub(super) added: Option<Vec<f64>>,
+}
+
+/// Fills the outputs for these tensors.
+pub(super) type Outputs<'a, T> = dyn FnMut(&[Vec<T>], &mut [f64]) -> Result<()> + 'a;
+
+/// What is to be compared.
+pub(super) struct Comparison<'a, T> {
+    pub(super) subject: String,
+    pub(super) basis: Basis,
+    pub(super) variables: Vec<Variables<T>>,
+    /// The upstream gradient.
+    pub(super) dy: Vec<f64>,
+    pub(super) outputs: &'a mut Outputs<'a, T>,
+    /// What the outputs at the base point are by another way, if there is one.
+    pub(super) expected: Option<Vec<f64>>,
+}
+
+impl<T: Element> Comparison<'_, T> {
+    pub(super) fn run(mut self, settings: &Settings) -> Result<Report> {
+        let tolerance = settings.tolerance_for(self.basis)?;
+        let mut values: Vec<Vec<T>> = self.variables.iter_mut().map(|v| std::mem::take(&mut v.values)).collect();
+        let base = self.base(&values)?;
+        let size = typical_change(&self.dy, &base);
+        let mut tensors = Vec::with_capacity(self.variables.len());
+        for (index, v) in self.variables.iter().enumerate() {
+            let least = LEAST_SCALE * size / typical(&values[index]).max(1.0);
+            let ladder = Ladder::new(&values[index]);
+            let mut probe = Probe {
+                tensor: index,
+                origin: values[index].clone(),
+                values: &mut values,
+                y: vec![0.0; base.len()],
+                base: &base,
+                dy: &self.dy,
+                outputs: self.outputs,
+            };
+            let mut rng = Rng::new(settings.seed, &format!("gradcheck directions {index}"));
+            let directions: Vec<Vec<f64>> = (0..DIRECTIONS).map(|_| direction(&mut rng, v.analytic.len())).collect();
+            let slope = slope(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder)?;
+            let quick =
+                if settings.is_fast { fast(v, &mut probe, ladder, tolerance, least, &directions)? } else { None };
+            let mut report = match quick {
+                Some(report) => report,
+                None => full(v, &mut probe, ladder, tolerance, least)?,
+            };
+            report.slope = slope;
+            tensors.push(report);
+        }
+        let Tolerance { rtol, atol } = tolerance;
+        Ok(Report { subject: self.subject, basis: self.basis, rtol, atol, seed: settings.seed, tensors })
+    }
+
+    /// The outputs at the base point, which must be the same twice.
+    fn base(&mut self, values: &[Vec<T>]) -> Result<Vec<f64>> {
+        let (mut base, mut again) = (vec![0.0; self.dy.len()], vec![0.0; self.dy.len()]);
+        (self.outputs)(values, &mut base)?;
+        (self.outputs)(values, &mut again)?;
+        if base.iter().zip(&again).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            let what = format!("gradient check of {}: the forward pass", self.subject);
+            let expected = "the same for the same input: hold its masks, and whatever else it draws or counts";
+            return Err(Error::invalid(what, "another one each time", expected));
+        }
+        if let Some(expected) = &self.expected {
+            let largest = largest_finite(expected).max(largest_finite(&base));
+            let limit = SAME * T::ROUNDOFF * largest;
+            let is_far = |(a, b): (&f64, &f64)| (a.is_nan() != b.is_nan()) || (a - b).abs() > limit;
+            if let Some(i) = base.iter().zip(expected).position(is_far) {
+                let what = format!("gradient check of {}: what forward_held gives at the base point", self.subject);
+                let found = format!("{:e} in output {i}", base[i]);
+                return Err(Error::invalid(what, found, format!("what forward gives: {:e}", expected[i])));
+            }
+        }
+        Ok(base)
+    }
+}
+
+/// How large L's terms are, as a root of squares: their roundings add up like that.
+fn typical_change(dy: &[f64], y: &[f64]) -> f64 {
+    dy.iter().zip(y).map(|(dy, y)| (dy * y).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Entries of either sign, their sizes uniform from 1/2 to 3/2.
+fn direction(rng: &mut Rng, len: usize) -> Vec<f64> {
+    let mut entry = || {
+        let size = rng.range(0.5, 1.5);
+        if rng.below(2) == 0 { size } else { -size }
+    };
+    (0..len).map(|_| entry()).collect()
+}
+
+/// Steps from the base point within one tensor.
+struct Probe<'a, 'f, T> {
+    tensor: usize,
+    origin: Vec<T>,
+    values: &'a mut [Vec<T>],
+    y: Vec<f64>,
+    base: &'a [f64],
+    dy: &'a [f64],
+    outputs: &'a mut Outputs<'f, T>,
+}
+
+impl<T: Element> Probe<'_, '_, T> {
+    /// A step `h` of one entry.
+    fn entry(&mut self, i: usize, h: f64) -> Result<Move> {
+        let old = self.origin[i];
+        let new = T::from_f64(old.to_f64() + h);
+        self.values[self.tensor][i] = new;
+        let moved = self.change();
+        self.values[self.tensor][i] = old;
+        // The step that was really taken: the sum rounds.
+        moved.map(|(change, rounding)| Move {
+            change,
+            step: new.to_f64() - old.to_f64(),
+            predicted: f64::NAN,
+            rounding,
+        })
+    }
+
+    /// A step `h` of all entries along a direction, and what `gradient` says of it.
+    fn along(&mut self, direction: &[f64], h: f64, gradient: &[f64]) -> Result<Move> {
+        let mut predicted = 0.0;
+        for (i, (new, old)) in self.values[self.tensor].iter_mut().zip(&self.origin).enumerate() {
+            *new = T::from_f64(old.to_f64() + h * direction[i]);
+            predicted += gradient[i] * (new.to_f64() - old.to_f64());
+        }
+        let moved = self.change();
+        self.values[self.tensor].copy_from_slice(&self.origin);
+        moved.map(|(change, rounding)| Move { change, step: h, predicted, rounding })
+    }
+
+    /// By how much L differs from its base, and what rounding may have to do with that. Outputs are subtracted before they are added
+    /// up: those that the step does not reach leave no rounding.
+    fn change(&mut self) -> Result<(f64, f64)> {
+        (self.outputs)(self.values, &mut self.y)?;
+        let (mut change, mut squares) = (0.0, 0.0);
+        for ((y, base), dy) in self.y.iter().zip(self.base).zip(self.dy) {
+            if y.to_bits() != base.to_bits() {
+                change += dy * (y - base);
+                squares += (dy * y.abs().max(base.abs())).powi(2);
+            }
+        }
+        Ok((change, ROUNDINGS * T::ROUNDOFF * squares.sqrt()))
+    }
+}
+
+fn largest_finite(values: &[f64]) -> f64 {
+    values.iter().filter(|g| g.is_finite()).fold(0.0, |largest: f64, g| largest.max(g.abs()))
+}
+
+/// Every entry.
+fn full<T: Element>(
+    v: &Variables<T>,
+    probe: &mut Probe<'_, '_, T>,
+    ladder: Ladder,
+    tolerance: Tolerance,
+    least: f64,
+) -> Result<TensorReport> {
+    let Tolerance { rtol, atol } = tolerance;
+    // How sure the differences have to be; what the verdict allows follows from themselves.
+    let scale = largest_finite(&v.analytic).max(least);
+    let mut found = Vec::with_capacity(v.analytic.len());
+    for (i, g) in v.analytic.iter().enumerate() {
+        let sure = if g.is_finite() { (atol * scale + rtol * g.abs()) / 8.0 } else { 0.0 };
+        found.push(derivative(&mut |h| probe.entry(i, h), ladder, sure)?);
+    }
+    let scale =
+        found.iter().fold(least, |largest, d| if d.value.is_finite() { largest.max(d.value.abs()) } else { largest });
+    let mut report = TensorReport::new(&v.name, v.shape, scale);
+    for (index, &Difference { value: numeric, doubt, is_kink }) in found.iter().enumerate() {
+        let analytic = v.analytic[index];
+        // There is no derivative, but something that is no number is none at a kink either.
+        if is_kink && analytic.is_finite() {
+            report.skipped += 1;
+            continue;
+        }
+        report.checked += 1;
+        let allowed = atol * scale + rtol * numeric.abs();
+        let entry = Entry { index, analytic, numeric, doubt, allowed, is_second_pass: false };
+        report.add(entry);
+        if let Some(added) = &v.added {
+            report.add(Entry { analytic: added[index], is_second_pass: true, ..entry });
+        }
+    }
+    Ok(report)
+}
+
+/// A few directions; `None` if they do not suffice.
+fn fast<T: Element>(
+    v: &Variables<T>,
+    probe: &mut Probe<'_, '_, T>,
+    ladder: Ladder,
+    tolerance: Tolerance,
+    least: f64,
+    directions: &[Vec<f64>],
+) -> Result<Option<TensorReport>> {
+    // Half, because a wrong gradient is part of its own scale.
+    let scale = largest_finite(&v.analytic).max(least);
+    let allowed = 0.5 * tolerance.atol * scale;
+    let mut report = TensorReport::new(&v.name, v.shape, scale);
+    report.checked = v.analytic.len();
+    report.directions = Some(directions.len());
+    for (index, direction) in directions.iter().enumerate() {
+        let dot = |g: &[f64]| g.iter().zip(direction).map(|(g, v)| g * v).sum::<f64>();
+        let found = derivative(&mut |h| probe.along(direction, h, &v.analytic), ladder, allowed / 4.0)?;
+        let entry = Entry {
+            index,
+            analytic: dot(&v.analytic),
+            numeric: found.value,
+            doubt: found.doubt,
+            allowed,
+            is_second_pass: false,
+        };
+        report.add(entry);
+        if let Some(added) = &v.added {
+            report.add(Entry { analytic: dot(added), is_second_pass: true, ..entry });
+        }
+        if !report.passed() || found.doubt > allowed {
+            return Ok(None);
+        }
+    }
+    Ok(Some(report))
+}
