@@ -36,7 +36,8 @@
 //!
 //! # Features
 //!
-//! `data`: the reader of IDX files (`data::idx`), which needs a decompressor. Nothing is on by default.
+//! `data`: the reader of IDX files (`data::idx`), which needs a decompressor. `testing`: strategies for property tests
+//! (`gradcheck::strategies`), which need `proptest`. Nothing is on by default.
 
 pub mod data;
 pub mod error;

@@ -1,24 +1,42 @@
 //! What can be typed.
 
 use crate::bench::{Layout, Network, Pass, Product, Typed};
+use crate::gradcheck::Subject;
 use crate::lab::{Lab, OptimizerKind};
 use crate::source::Source;
 use clap::{Parser, Subcommand, ValueEnum};
+use std::ops::{Bound, RangeBounds};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 training or a check failed, 2 wrong usage, 3 data missing or unreadable, or a file or \
                            folder that cannot be written.";
 
+const CASES: &str = "a number of cases, 1 or more";
 const EPOCHS: &str = "a number of epochs, 1 or more";
 const EXAMPLES: &str = "a number of examples, 2 or more";
 const RATE: &str = "a number above 0, as in 0.01";
 const SEED: &str = "a whole number from 0 to 18446744073709551615";
 const THREADS: &str = "a number of threads from 1 to 1024";
+const TOLERANCE: &str = "a number from 0 to below 1, as in 1e-5";
 
 /// Reads a number; what `FromStr` says of a text that is none ("invalid digit found in string") helps nobody.
 fn number<T: FromStr>(wanted: &'static str) -> impl Fn(&str) -> Result<T, String> + Clone {
     move |text| text.parse().map_err(|_| format!("expected {wanted}"))
+}
+
+/// Reads a number within bounds.
+fn number_in<T>(
+    wanted: &'static str,
+    bounds: impl RangeBounds<T> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: FromStr + PartialOrd,
+{
+    move |text| {
+        let found = number(wanted)(text)?;
+        if bounds.contains(&found) { Ok(found) } else { Err(format!("expected {wanted}")) }
+    }
 }
 
 /// Trains, compares and measures batch-normalised networks.
@@ -37,6 +55,13 @@ pub(crate) enum Command {
     /// Measures what this machine can do, and how much of it the kernels do.
     #[command(subcommand, after_help = EXIT_STATUS)]
     Bench(Bench),
+    /// Checks the gradient of every layer, loss and fused path against differences, over random shapes and options.
+    ///
+    /// Each case draws a shape, options, data and an upstream gradient from its seed, checks the f64 kernels against central differences,
+    /// and the f32 kernels against the f64 ones in units in the last place. A row has the worst entry of all cases as a share of what it
+    /// may be off by. A failure prints its report and the command that repeats it.
+    #[command(after_help = EXIT_STATUS)]
+    Gradcheck(Gradcheck),
     /// Shows the version, the instruction set, the caches and the threads.
     Info(Info),
 }
@@ -68,7 +93,7 @@ pub(crate) struct Compare {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::<usize>(EXAMPLES))]
     pub(crate) batch_size: Option<usize>,
     /// Learning rate [default: the lab's for adam: 0.01 for mlp32, 0.001 for mlp100; 0.1 for sgd].
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = number::<f64>(RATE))]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = number_in(RATE, (Bound::Excluded(0.0), Bound::Excluded(f64::INFINITY))))]
     pub(crate) lr: Option<f64>,
     /// The optimiser.
     #[arg(long, value_enum, default_value = "adam")]
@@ -85,6 +110,31 @@ pub(crate) struct Compare {
     /// The folder for tables and pictures; an earlier run in it is replaced [default: runs/LAB-DATA-seedS].
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// What standard output is written for.
+    #[arg(long, value_enum, default_value = "human")]
+    pub(crate) format: Format,
+    /// No progress bar.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Gradcheck {
+    /// What is checked [default: everything].
+    #[arg(value_name = "LAYER", value_enum)]
+    pub(crate) layers: Vec<Subject>,
+    /// Random cases of each.
+    #[arg(long, default_value_t = 100, value_name = "N", allow_negative_numbers = true, value_parser = number_in(CASES, 1u64..=u64::MAX))]
+    pub(crate) cases: u64,
+    /// Seed of the first case; the next has the next one.
+    #[arg(long, default_value_t = 1, value_name = "S", allow_negative_numbers = true, value_parser = number::<u64>(SEED))]
+    pub(crate) seed: u64,
+    /// Part of the numeric value that an error may be [default: 1e-5].
+    #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = number_in(TOLERANCE, 0.0..1.0))]
+    pub(crate) rtol: Option<f64>,
+    /// Part of the tensor's largest gradient that an error may be besides [default: 1e-7].
+    #[arg(long, value_name = "A", allow_negative_numbers = true, value_parser = number_in(TOLERANCE, 0.0..1.0))]
+    pub(crate) atol: Option<f64>,
     /// What standard output is written for.
     #[arg(long, value_enum, default_value = "human")]
     pub(crate) format: Format,
@@ -240,9 +290,8 @@ pub(crate) struct Timing {
     #[arg(long, value_name = "T,T", value_delimiter = ',', default_value = "1")]
     #[arg(allow_negative_numbers = true, value_parser = number::<usize>(THREADS))]
     pub(crate) threads: Vec<usize>,
-    /// An instruction set; may be repeated [default: all that have vectors of their own, that this machine has and that
-    /// EVENKEEL_ISA allows].
-    #[arg(long, value_name = "NAME")]
+    /// Instruction sets [default: all that have vectors of their own, that this machine has and that EVENKEEL_ISA allows].
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
     pub(crate) isa: Vec<String>,
     /// Times of others, as JSON lines with `peer`, `case` and `shape` as --json writes them, `type` (f32 unless it is there),
     /// `threads` and `median_us`: a column of ratios for each.

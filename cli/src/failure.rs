@@ -19,6 +19,8 @@ pub(crate) enum Failure {
     Line { path: String, number: usize, wrong: String },
     /// A text file lacks what it is read for.
     Lacks { path: String, wanted: &'static str },
+    /// Gradients are wrong; the commands repeat one case of each kind.
+    Check { failed: u64, commands: Vec<String> },
     /// A picture could not be drawn.
     Chart(ChartError),
 }
@@ -49,7 +51,7 @@ impl Failure {
             },
             Failure::Output(_) | Failure::Write { .. } | Failure::Line { .. } | Failure::Lacks { .. } => 3,
             Failure::Chart(ChartError::Write { .. }) => 3,
-            Failure::Chart(ChartError::Draw(_)) => 1,
+            Failure::Chart(ChartError::Draw(_)) | Failure::Check { .. } => 1,
         }
     }
 }
@@ -77,6 +79,9 @@ impl fmt::Display for Failure {
             }
             Failure::Line { path, number, wrong } => write!(f, "{path}: line {number}: {wrong}"),
             Failure::Lacks { path, wanted } => write!(f, "{path}: not one line is {wanted}"),
+            Failure::Check { failed, commands } => {
+                write!(f, "{failed} gradient checks failed; to see one again: {}", commands.join("; "))
+            }
             Failure::Chart(error) => write!(f, "{error}"),
         }
     }

@@ -10,6 +10,7 @@ mod chart;
 mod compare;
 mod failure;
 mod files;
+mod gradcheck;
 mod info;
 mod lab;
 mod record;
@@ -47,6 +48,7 @@ fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Compare(options) => compare::run(&options),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Gradcheck(options) => gradcheck::run(&options),
         Command::Info(options) => info::run(&options),
     }
 }

@@ -107,9 +107,6 @@ fn wrong_usage_is_status_2_and_touches_nothing() {
     refuses(&compare(out, &["--batch-size", "0"]), 2, &["batch size", "10000"]);
     refuses(&compare(out, &["--batch-size", "10001"]), 2, &["batch size", "10000"]);
     refuses(&compare(out, &["--batch-size", "1"]), 2, &["one value per channel", "at least 2"]);
-    refuses(&compare(out, &["--lr", "NaN"]), 2, &["learning rate", "NaN"]);
-    refuses(&compare(out, &["--lr", "-0.1"]), 2, &["learning rate", "-0.1"]);
-    refuses(&compare(out, &["--lr", "inf"]), 2, &["learning rate", "inf"]);
     refuses(&compare(out, &["--threads", "0"]), 2, &["threads", "1 to 1024"]);
     refuses(&compare(out, &["--optimizer", "adagrad"]), 2, &["adagrad"]);
     for (option, wrong, wanted) in [
@@ -117,6 +114,10 @@ fn wrong_usage_is_status_2_and_touches_nothing() {
         ("--epochs", "-1", "a number of epochs, 1 or more"),
         ("--batch-size", "3x", "a number of examples, 2 or more"),
         ("--lr", "fast", "a number above 0"),
+        ("--lr", "0", "a number above 0"),
+        ("--lr", "-0.1", "a number above 0"),
+        ("--lr", "NaN", "a number above 0"),
+        ("--lr", "inf", "a number above 0"),
         ("--seed", "18446744073709551616", "a whole number from 0 to 18446744073709551615"),
         ("--threads", "all", "a number of threads from 1 to 1024"),
     ] {
@@ -287,7 +288,7 @@ fn products_are_timed_and_the_best_instruction_set_has_no_name() {
 
 #[test]
 fn headings_tell_instruction_sets_apart() {
-    let output = run(&bench("gemm", &["--shape", "8x8x8", "--isa", "scalar", "--isa", "portable"]));
+    let output = run(&bench("gemm", &["--shape", "8x8x8", "--isa", "scalar,portable"]));
     let table = String::from_utf8(output.stdout).unwrap();
     let header = table.lines().nth(2).unwrap();
     for isa in ["scalar", "portable"] {

@@ -1,6 +1,6 @@
 //! The comparison: every entry of every gradient, or a few random directions, with what differences say.
 
-use super::differences::{Difference, Ladder, Move, derivative, slope, typical};
+use super::differences::{Difference, Ladder, Move, derivative, noise, slope, typical};
 use super::report::{Basis, Entry, Report, TensorReport};
 use super::{Settings, Tolerance};
 use crate::error::{Error, Result};
@@ -14,8 +14,11 @@ const DIRECTIONS: usize = 4;
 /// How many times the roundoff of what a function returns its differences may be off by.
 const ROUNDINGS: f64 = 8.0;
 
-/// Part of the function's size below which a gradient entry is beyond what differences can tell from zero, and so the least scale:
-/// rounding leaves u / h of the function in a difference, 1e-13 at the first step and 1e-10 at the last; `atol` times this is 1e-10.
+/// The least scale is such that `atol` times it is so many times the noise in a difference,
+const ABOVE_NOISE: f64 = 8.0;
+
+/// but not below this part of the function's size, nor above that size itself: a function that is not computed in the precision of
+/// its type must not pass for that.
 const LEAST_SCALE: f64 = 1e-3;
 
 /// Roundings by which two ways to the same outputs may differ, in those of the largest.
@@ -52,10 +55,11 @@ impl<T: Element> Comparison<'_, T> {
         let tolerance = settings.tolerance_for(self.basis)?;
         let mut values: Vec<Vec<T>> = self.variables.iter_mut().map(|v| std::mem::take(&mut v.values)).collect();
         let base = self.base(&values)?;
-        let size = typical_change(&self.dy, &base);
+        // A function that is not finite has no size, and shows so in its differences.
+        let size = Some(typical_change(&self.dy, &base)).filter(|size| size.is_finite()).unwrap_or(0.0);
         let mut tensors = Vec::with_capacity(self.variables.len());
         for (index, v) in self.variables.iter().enumerate() {
-            let least = LEAST_SCALE * size / typical(&values[index]).max(1.0);
+            let size = size / typical(&values[index]).max(1.0);
             let ladder = Ladder::new(&values[index]);
             let mut probe = Probe {
                 tensor: index,
@@ -68,12 +72,15 @@ impl<T: Element> Comparison<'_, T> {
             };
             let mut rng = Rng::new(settings.seed, &format!("gradcheck directions {index}"));
             let directions: Vec<Vec<f64>> = (0..DIRECTIONS).map(|_| direction(&mut rng, v.analytic.len())).collect();
-            let slope = slope(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder)?;
-            let quick =
-                if settings.is_fast { fast(v, &mut probe, ladder, tolerance, least, &directions)? } else { None };
+            let noise = noise(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder)?;
+            let slope = slope(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder, noise)?;
+            let hidden = ABOVE_NOISE * noise / (ladder.second() * tolerance.atol);
+            let least = hidden.max(LEAST_SCALE * size).min(size);
+            let numeric = Numeric { ladder, noise, least };
+            let quick = if settings.is_fast { fast(v, &mut probe, numeric, tolerance, &directions)? } else { None };
             let mut report = match quick {
                 Some(report) => report,
-                None => full(v, &mut probe, ladder, tolerance, least)?,
+                None => full(v, &mut probe, numeric, tolerance)?,
             };
             report.slope = slope;
             tensors.push(report);
@@ -179,13 +186,21 @@ fn largest_finite(values: &[f64]) -> f64 {
     values.iter().filter(|g| g.is_finite()).fold(0.0, |largest: f64, g| largest.max(g.abs()))
 }
 
+/// What differences of a tensor are made with.
+#[derive(Clone, Copy)]
+struct Numeric {
+    ladder: Ladder,
+    noise: f64,
+    /// The least scale.
+    least: f64,
+}
+
 /// Every entry.
 fn full<T: Element>(
     v: &Variables<T>,
     probe: &mut Probe<'_, '_, T>,
-    ladder: Ladder,
+    Numeric { ladder, noise, least }: Numeric,
     tolerance: Tolerance,
-    least: f64,
 ) -> Result<TensorReport> {
     let Tolerance { rtol, atol } = tolerance;
     // How sure the differences have to be; what the verdict allows follows from themselves.
@@ -193,7 +208,7 @@ fn full<T: Element>(
     let mut found = Vec::with_capacity(v.analytic.len());
     for (i, g) in v.analytic.iter().enumerate() {
         let sure = if g.is_finite() { (atol * scale + rtol * g.abs()) / 8.0 } else { 0.0 };
-        found.push(derivative(&mut |h| probe.entry(i, h), ladder, sure)?);
+        found.push(derivative(&mut |h| probe.entry(i, h), ladder, sure, noise)?);
     }
     let scale =
         found.iter().fold(least, |largest, d| if d.value.is_finite() { largest.max(d.value.abs()) } else { largest });
@@ -220,9 +235,8 @@ fn full<T: Element>(
 fn fast<T: Element>(
     v: &Variables<T>,
     probe: &mut Probe<'_, '_, T>,
-    ladder: Ladder,
+    Numeric { ladder, noise, least }: Numeric,
     tolerance: Tolerance,
-    least: f64,
     directions: &[Vec<f64>],
 ) -> Result<Option<TensorReport>> {
     // Half, because a wrong gradient is part of its own scale.
@@ -233,7 +247,7 @@ fn fast<T: Element>(
     report.directions = Some(directions.len());
     for (index, direction) in directions.iter().enumerate() {
         let dot = |g: &[f64]| g.iter().zip(direction).map(|(g, v)| g * v).sum::<f64>();
-        let found = derivative(&mut |h| probe.along(direction, h, &v.analytic), ladder, allowed / 4.0)?;
+        let found = derivative(&mut |h| probe.along(direction, h, &v.analytic), ladder, allowed / 4.0, noise)?;
         let entry = Entry {
             index,
             analytic: dot(&v.analytic),

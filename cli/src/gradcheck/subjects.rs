@@ -1,0 +1,129 @@
+//! What can be checked, by name, and its random cases.
+
+use super::function::{Checked, Given, differences, twin};
+use super::losses::{Loss, Relu};
+use super::networks::Network;
+use super::norms::Norm;
+use super::products::Product;
+use clap::ValueEnum;
+use evenkeel::Rng;
+use evenkeel::gradcheck::{AWKWARD_SIZES, GradCheck};
+use evenkeel::layers::{self, Layer};
+use evenkeel::tensor::TensorRef;
+
+/// A layer, a loss, or layers that run as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// The Linear layer, with bias and without.
+    Linear,
+    /// The BatchNorm1d layer, over [n, c] and [n, c, l].
+    Batchnorm1d,
+    /// The BatchNorm2d layer, in both layouts.
+    Batchnorm2d,
+    /// The ReLU layer.
+    Relu,
+    /// Softmax and cross-entropy.
+    CrossEntropy,
+    /// The mean squared error.
+    Mse,
+    /// A product with bias, or bias and ReLU, in its epilogue, and with packed weights.
+    LinearFused,
+    /// BatchNorm and ReLU in one pass, and in place.
+    BatchnormFused,
+    /// BatchNorm with given statistics, with ReLU and without, and in place.
+    BatchnormFrozen,
+    /// Stacks of layers with a loss, layer by layer.
+    Network,
+    /// The same as a plan runs them, with what it fuses.
+    Plan,
+}
+
+/// A case that was checked.
+pub(super) struct Case {
+    /// Shape and options.
+    pub(super) what: String,
+    /// In f64 against differences.
+    pub(super) differences: Checked,
+    /// In f32 against the f64 twin, where there is a bound for that.
+    pub(super) twin: Option<Checked>,
+}
+
+/// No output of a ReLU is nearer to zero: f32 and f64 would differ about its side.
+pub(super) const OFF_THE_KINK: f64 = 1e-4;
+
+/// An awkward size, `most` at most.
+pub(super) fn size(rng: &mut Rng, most: usize) -> usize {
+    let count = AWKWARD_SIZES.iter().take_while(|&&size| size <= most).count();
+    AWKWARD_SIZES[rng.index(count)]
+}
+
+/// Standard normal numbers that f32 holds.
+pub(super) fn normals(rng: &mut Rng, len: usize) -> Vec<f32> {
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is what is asked for")]
+    (0..len).map(|_| rng.normal() as f32).collect()
+}
+
+impl Subject {
+    pub(super) fn name(self) -> String {
+        let value = self.to_possible_value().expect("no subject is hidden");
+        value.get_name().to_string()
+    }
+
+    /// The case of a seed.
+    pub(super) fn check(self, seed: u64, check: GradCheck) -> Case {
+        let rng = &mut Rng::new(seed, &self.name());
+        match self {
+            Subject::Linear => {
+                let case = Product::layer(rng);
+                let given = case.given(rng);
+                let differences = layer(&mut case.make(), &given, check);
+                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+            }
+            Subject::Batchnorm1d | Subject::Batchnorm2d => {
+                let case = if self == Subject::Batchnorm1d { Norm::features(rng) } else { Norm::images(rng) };
+                let given = case.given(rng);
+                let differences = layer(&mut *case.make(), &given, check);
+                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+            }
+            Subject::Relu => {
+                let case = Relu::new(rng);
+                let given = case.given(rng);
+                let differences = layer(&mut layers::Relu::new(), &given, check);
+                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+            }
+            Subject::CrossEntropy | Subject::Mse => {
+                let case = if self == Subject::Mse { Loss::mse(rng) } else { Loss::cross_entropy(rng) };
+                let given = case.given(rng);
+                let differences = differences(&case, &given, check);
+                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+            }
+            Subject::LinearFused => {
+                let case = Product::fused(rng);
+                let given = case.given(rng);
+                let differences = differences(&case, &given, check);
+                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+            }
+            Subject::BatchnormFused | Subject::BatchnormFrozen => {
+                let case = if self == Subject::BatchnormFused { Norm::fused(rng) } else { Norm::frozen(rng) };
+                let given = case.given(rng);
+                let differences = differences(&case, &given, check);
+                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+            }
+            Subject::Network | Subject::Plan => {
+                let case = Network::new(rng);
+                let differences = case.check(check, self == Subject::Plan);
+                Case { what: case.to_string(), differences, twin: None }
+            }
+        }
+    }
+}
+
+/// A layer at the first of what is given, with the others as its parameters.
+fn layer(layer: &mut dyn Layer<f64>, given: &[Given], check: GradCheck) -> Checked {
+    layer.visit_mut(&mut |p| {
+        let values = given.iter().find(|g| g.name == p.name).map_or(&[][..], |g| &g.values);
+        p.value.iter_mut().zip(values).for_each(|(p, &value)| *p = f64::from(value));
+    });
+    let x: Vec<f64> = given[0].values.iter().map(|&x| f64::from(x)).collect();
+    check.layer(layer, TensorRef::new(given[0].shape, &x)?)
+}
