@@ -1,7 +1,10 @@
-//! Readers of data files: what they accept, what they refuse and where they say the fault is, and real MNIST.
+//! Readers of data files: what they accept, damaged files by chance, and real MNIST. What they refuse is in `hostile/`.
 
 #![cfg(feature = "data")]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
+#[path = "hostile/idx_files.rs"]
+mod idx_files;
 
 use std::fs;
 use std::io::Write;
@@ -12,51 +15,12 @@ use evenkeel::data::Images;
 use evenkeel::data::idx::{decode, parse_images, read_images, read_split};
 use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
+use idx_files::{SPLIT, gzip, idx, small_images, small_labels};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-/// The bytes of an IDX file with these dimensions.
-fn idx(dims: &[u32], values: &[u8]) -> Vec<u8> {
-    let mut file = vec![0, 0, 8, u8::try_from(dims.len()).unwrap()];
-    dims.iter().for_each(|dim| file.extend(dim.to_be_bytes()));
-    file.extend(values);
-    file
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-/// Three images of 2x3 pixels.
-fn small_images() -> Vec<u8> {
-    idx(&[3, 2, 3], &(0..18).map(|i| i * 14).collect::<Vec<u8>>())
-}
-
-fn small_labels() -> Vec<u8> {
-    idx(&[3], &[2, 0, 1])
-}
-
 fn small() -> Images {
     Images::new((0..18).map(|i| i * 14).collect(), vec![2, 0, 1], 2, 3, 3).unwrap()
-}
-
-/// Asserts that an answer is a format error at this offset, and that its text has all of `words`.
-#[track_caller]
-fn refused<A: std::fmt::Debug>(answer: Result<A, Error>, at: u64, words: &[&str]) {
-    let error = answer.expect_err("this should have been refused");
-    let text = error.to_string();
-    assert!(matches!(&error, Error::Format { offset, .. } if *offset == at), "{text}");
-    for word in words {
-        assert!(text.contains(word), "{text:?} does not say {word:?}");
-    }
-}
-
-/// As [`refused`], of images in memory that have good labels.
-#[track_caller]
-fn images_refused(images: &[u8], at: u64, words: &[&str]) {
-    refused(parse_images(images, &small_labels(), 3), at, words);
 }
 
 #[test]
@@ -73,64 +37,6 @@ fn good_files_are_read_plain_and_compressed_whatever_their_name() {
         assert_eq!(read_images(&images, &labels, 3).unwrap(), small());
         assert_eq!(parse_images(&write_images, &write_labels, 3).unwrap(), small());
     }
-}
-
-#[test]
-fn headers_that_are_not_ours_are_refused() {
-    images_refused(b"", 0, &["images", "IDX header", "the end of the data"]);
-    images_refused(b"\0\0\x08", 3, &["IDX header", "the end of the data"]);
-    images_refused(&small_images()[..13], 13, &["IDX header", "the end of the data"]);
-    images_refused(b"\x89PNG\r\n\x1a\n", 0, &["2051", "not IDX"]);
-    images_refused(&small_labels(), 0, &["3 dimensions", "2049", "1 dimension)"]);
-    refused(parse_images(&small_images(), &small_images(), 3), 0, &["labels", "2049", "2051"]);
-    let mut floats = small_images();
-    floats[2] = 0x0d;
-    images_refused(&floats, 0, &["unsigned bytes", "32-bit floats"]);
-    images_refused(&gzip(b"\0\0\x08"), 3, &["IDX header", "the end of the data"]);
-}
-
-#[test]
-fn dimensions_must_agree_with_the_bytes() {
-    images_refused(&idx(&[0, 2, 3], &[]), 4, &["at least 1", "found 0"]);
-    images_refused(&idx(&[3, 2, 0], &[]), 12, &["at least 1", "found 0"]);
-    for wrap in [|file: Vec<u8>| file, |file: Vec<u8>| gzip(&file)] {
-        let short = small_images()[..33].to_vec();
-        images_refused(&wrap(short), 33, &["18 bytes after the header", "3x2x3", "after 17"]);
-        images_refused(&wrap(idx(&[3, 2, 3], &[])), 16, &["18 bytes after the header", "after 0"]);
-        let mut long = small_images();
-        long.extend(b"more");
-        images_refused(&wrap(long), 34, &["the end of the", "more bytes"]);
-        refused(parse_images(&small_images(), &wrap(idx(&[4], &[0; 3])), 3), 11, &["labels", "4 bytes", "after 3"]);
-    }
-}
-
-#[test]
-fn a_claim_is_not_believed_before_the_bytes_are_there() {
-    // 8 GB of pixels, and more than any machine can address; neither may be allocated.
-    let huge = idx(&[2_000_000, 64, 64], &[1; 10]);
-    images_refused(&huge, 26, &["8192000000 bytes", "after 10"]);
-    images_refused(&gzip(&huge), 4, &["all that", "bytes of gzip can hold", "8192000000"]);
-    let endless = idx(&[u32::MAX; 3], &[1; 10]);
-    images_refused(&endless, 4, &["fits in memory", "4294967295x4294967295x4294967295"]);
-    images_refused(&gzip(&endless), 4, &["fits in memory"]);
-    // A claim that the compressed length allows is met by what really comes out.
-    let mut noise = idx(&[400_000, 2, 3], &[]);
-    let mut state = 1u32;
-    for _ in 0..4000 {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        noise.extend(state.to_be_bytes());
-    }
-    images_refused(&gzip(&noise), 16_016, &["2400000 bytes", "after 16000"]);
-}
-
-#[test]
-fn labels_must_fit_the_images_and_the_classes() {
-    let two = idx(&[2], &[0, 1]);
-    refused(parse_images(&small_images(), &two, 3), 4, &["labels", "3 labels", "images", "found 2 labels"]);
-    let high = idx(&[3], &[2, 3, 1]);
-    refused(parse_images(&small_images(), &high, 3), 9, &["below 3", "label 3 of image 1"]);
-    refused(parse_images(&small_images(), &small_labels(), 0), 8, &["below 0"]);
-    assert_eq!(parse_images(&small_images(), &idx(&[3], &[255; 3]), 256).unwrap().labels(), [255; 3]);
 }
 
 /// A gzip file with every optional field of the header: FTEXT, FHCRC, FEXTRA, FNAME and FCOMMENT.
@@ -159,31 +65,8 @@ fn optional_gzip_fields_and_several_members_are_read() {
     assert_eq!(parse_images(&members, &small_labels(), 3).unwrap(), small());
     let mut wrong_header_sum = full;
     wrong_header_sum[12] ^= 1;
-    images_refused(&wrong_header_sum, 0, &["intact gzip data", "checksum"]);
-}
-
-#[test]
-fn damaged_gzip_is_refused_at_the_offset_of_the_data() {
-    let good = gzip(&small_images());
-    for length in 2..good.len() {
-        let answer = parse_images(&good[..length], &small_labels(), 3);
-        assert!(matches!(answer, Err(Error::Format { .. })), "cut after {length}: {answer:?}");
-    }
-    images_refused(&good[..good.len() - 1], 34, &["intact gzip data", "the end of the compressed file"]);
-    for trailer in [8, 4] {
-        // The checksum, then the length.
-        let mut wrong = good.clone();
-        let at = wrong.len() - trailer;
-        wrong[at] ^= 1;
-        images_refused(&wrong, 34, &["intact gzip data", "checksum"]);
-    }
-    for garbage in [&b"\0"[..], b"garbage after the member", &[0; 512]] {
-        images_refused(&[&good, garbage].concat(), 34, &["to the end of the file"]);
-    }
-    images_refused(&[&good[..], &gzip(b"x")].concat(), 34, &["the end of the data", "more bytes"]);
-    let mut method = good;
-    method[2] = 7;
-    images_refused(&method, 0, &["intact gzip data", "header"]);
+    let error = parse_images(&wrong_header_sum, &small_labels(), 3).unwrap_err().to_string();
+    assert!(error.starts_with("images: at byte 0: expected intact gzip data") && error.contains("checksum"), "{error}");
 }
 
 #[test]
@@ -193,30 +76,6 @@ fn decode_reads_any_number_of_dimensions() {
     assert_eq!((array.dims, array.values), ([2, 1, 2, 1], vec![1, 2, 3, 4]));
     assert!(decode::<3>(&file, Path::new("x")).is_err());
 }
-
-#[test]
-fn files_that_cannot_be_opened_are_named() {
-    let folder = TempDir::new().unwrap();
-    let good = folder.path().join("good");
-    fs::write(&good, small_images()).unwrap();
-    for (path, word) in [(folder.path().join("absent"), "absent"), (folder.path().to_path_buf(), "directory")] {
-        let error = read_images(&path, &good, 3).unwrap_err();
-        assert!(matches!(&error, Error::Io { action: "open", path: named, .. } if *named == path), "{error}");
-        assert!(error.to_string().contains(word), "{error}");
-        let error = read_images(&good, &path, 3).unwrap_err();
-        assert!(matches!(&error, Error::Io { action: "open", path: named, .. } if *named == path), "{error}");
-    }
-    #[cfg(unix)]
-    {
-        let error = read_images(Path::new("/dev/zero"), &good, 3).unwrap_err();
-        assert!(error.to_string().contains("not a regular file"), "{error}");
-    }
-    fs::write(folder.path().join("bad"), b"bad!").unwrap();
-    refused(read_images(&folder.path().join("bad"), &good, 3), 0, &["bad: at byte 0", "2051"]);
-}
-
-const SPLIT: [&str; 4] =
-    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"];
 
 /// A folder with the four files, one image to train on and two to test with, under the names that `name` makes.
 fn split_folder(name: impl Fn(&str) -> String) -> TempDir {
@@ -244,43 +103,6 @@ fn a_split_is_found_under_each_of_its_names() {
         assert_eq!((train.len(), train.labels(), train.classes()), (1, &[9][..], 10));
         assert_eq!((test.len(), test.labels(), test.pixels()), (2, &[0, 1][..], &[2; 8][..]));
     }
-}
-
-#[test]
-fn a_plain_file_comes_before_a_compressed_one() {
-    let folder = split_folder(str::to_string);
-    fs::write(folder.path().join("train-images-idx3-ubyte.gz"), b"never looked at").unwrap();
-    assert_eq!(read_split(folder.path()).unwrap().0.len(), 1);
-}
-
-#[test]
-fn an_incomplete_split_tells_what_was_looked_for_and_where() {
-    let folder = split_folder(str::to_string);
-    fs::remove_file(folder.path().join(SPLIT[1])).unwrap();
-    fs::remove_file(folder.path().join(SPLIT[2])).unwrap();
-    let text = read_split(folder.path()).unwrap_err().to_string();
-    for word in [
-        folder.path().to_str().unwrap(),
-        "train-labels-idx1-ubyte or train-labels.idx1-ubyte",
-        "t10k-images-idx3-ubyte or t10k-images.idx3-ubyte",
-        "with or without .gz",
-    ] {
-        assert!(text.contains(word), "{text:?} does not say {word:?}");
-    }
-    assert!(!text.contains("train-images"), "{text}");
-
-    let absent = folder.path().join("absent");
-    let text = read_split(&absent).unwrap_err().to_string();
-    assert!(text.starts_with(&format!("cannot open {}", absent.display())), "{text}");
-    let text = read_split(&folder.path().join(SPLIT[0])).unwrap_err().to_string();
-    assert!(text.contains(SPLIT[0]) && text.contains("not a directory"), "{text}");
-}
-
-#[test]
-fn both_sets_of_a_split_have_images_of_one_size() {
-    let folder = split_folder(str::to_string);
-    fs::write(folder.path().join(SPLIT[2]), idx(&[2, 2, 3], &[2; 12])).unwrap();
-    refused(read_split(folder.path()), 8, &["t10k-images", "2x2", "train-images", "2x3"]);
 }
 
 proptest! {

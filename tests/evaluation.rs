@@ -200,20 +200,6 @@ fn what_cannot_be_folded_runs_as_it_is() {
 }
 
 #[test]
-fn another_model_or_batch_is_refused() {
-    let (model, other) = (model::<f32>(1), Sequential::<f32>::new().push(Relu::new()));
-    let mut evaluation = model.evaluation([5, 20].into()).unwrap();
-    assert!(evaluation.refresh(&other).is_err());
-    evaluation.refresh(&model).unwrap();
-    assert!(evaluation.infer(&model, normals([6, 20], 1).view()).is_err());
-    assert!(evaluation.infer(&model, normals([5, 19], 1).view()).is_err());
-    assert!(evaluation.infer(&other, normals([5, 20], 1).view()).is_err());
-    assert!(model.evaluation([5, 21].into()).is_err() && model.evaluation([usize::MAX, 20].into()).is_err());
-    let empty = Sequential::<f32>::new();
-    assert!(empty.evaluation([5, 20].into()).unwrap().infer(&empty, normals([5, 20], 1).view()).is_err());
-}
-
-#[test]
 fn a_set_seen_in_parts_is_the_set() {
     let (images, _) = digits::generate(5, 300, 1);
     let rng = &mut Rng::new(1, "init");

@@ -9,7 +9,7 @@ use evenkeel::parallel::migrated;
 use evenkeel::simd::{Element, Isa, with_isa};
 use evenkeel::tensor::{ImageLayout, Shape, Tensor, TensorMut, TensorRef};
 use evenkeel::train::{Trainer, enter};
-use evenkeel::{Error, Loss, Result, Rng, Sequential, Targets, Threads};
+use evenkeel::{Loss, Result, Rng, Sequential, Targets, Threads};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
@@ -446,44 +446,6 @@ fn what_is_not_watched_is_not_kept() {
     assert_eq!(kept(&plan), [0, 1, 2, 3, 4]);
 }
 
-#[test]
-fn passes_out_of_order_and_batches_that_do_not_fit_are_refused() {
-    let stack = Stack { inputs: 4, widths: vec![3], kinds: vec![Kind::Linear(true), Kind::Norm(true, true)], seed: 1 };
-    let new = |shape: Shape| Plan::new(stack.model::<f32>(false), shape, Loss::CrossEntropy, Fusion::On);
-    for wrong in [Shape::new(&[]), [5].into(), [5, 3].into(), [5, 4, 1].into(), [usize::MAX, 4].into()] {
-        assert!(new(wrong).is_err(), "{wrong}");
-    }
-    assert!(Plan::new(Sequential::<f32>::new(), [5, 4].into(), Loss::Mse, Fusion::On).is_err());
-    let mut plan = new([5, 4].into()).unwrap();
-    let (x, large, one) = (normals([5, 4], 1), normals([6, 4], 1), normals([1, 4], 1));
-    let labels = classes(5, 3);
-    let before = parameters(&plan);
-    assert!(plan.loss_of(Targets::Classes(&labels)).is_err(), "nothing was passed forward");
-    assert!(plan.backward(x.view()).is_err(), "nothing was passed forward");
-    plan.forward(x.view()).unwrap();
-    assert!(plan.backward(x.view()).is_err(), "there is no gradient of a loss");
-    assert!(plan.loss_of(Targets::Values(&[0.0; 15])).is_err());
-    assert!(plan.loss_of(Targets::Classes(&labels[..4])).is_err());
-    plan.loss_of(Targets::Classes(&labels)).unwrap();
-    assert!(plan.backward(normals([4, 4], 1).view()).is_err(), "another batch");
-    assert!(matches!(plan.forward(large.view()), Err(Error::Shape { .. })));
-    assert!(plan.backward(x.view()).is_err(), "the latest pass was refused");
-    assert!(matches!(plan.forward(one.view()), Err(Error::OneValuePerChannel { .. })));
-    assert_eq!(parameters(&plan), before);
-    // It goes on all the same.
-    plan.forward(x.view()).unwrap();
-    plan.loss_of(Targets::Classes(&labels)).unwrap();
-    plan.backward(x.view()).unwrap();
-    assert!(plan.backward(x.view()).is_err(), "that gradient is used up");
-    assert!(plan.loss_of(Targets::Classes(&labels)).is_err(), "the outputs have been passed back through");
-    // Nor are outputs and gradients of any use where parameters have moved since.
-    plan.forward(x.view()).unwrap();
-    plan.loss_of(Targets::Classes(&labels)).unwrap();
-    plan.update(&mut Sgd::new(0.1).unwrap()).unwrap();
-    assert!(plan.backward(x.view()).is_err() && plan.loss_of(Targets::Classes(&labels)).is_err());
-    assert!(plan.output_of(1).is_some(), "they can be looked at");
-}
-
 /// `[n, 2 c]` to `[2 n, c]`.
 struct Halves;
 
@@ -525,21 +487,6 @@ fn a_layer_with_other_rows_is_refused_by_its_name() {
     let model = Sequential::<f32>::new().push(Relu::new()).push(Halves);
     let error = Plan::new(model, [4, 6].into(), Loss::Mse, Fusion::On).map(drop).unwrap_err().to_string();
     assert_eq!(error, "layer 1: Halves: rows of the output: expected as many as of the input, found [8, 3] for [4, 6]");
-}
-
-#[test]
-fn no_rows_are_no_step() {
-    let kinds = vec![Kind::Linear(true), Kind::Norm(true, true), Kind::Relu, Kind::Linear(true)];
-    let stack = Stack { inputs: 4, widths: vec![3, 2], kinds, seed: 1 };
-    for fusion in [Fusion::On, Fusion::Off] {
-        let mut plan = Plan::new(stack.model::<f32>(false), [5, 4].into(), Loss::CrossEntropy, fusion).unwrap();
-        let (x, before) = (Tensor::zeros([0, 4]).unwrap(), parameters(&plan));
-        plan.forward(x.view()).unwrap();
-        assert_eq!(plan.loss_of(Targets::Classes(&[])).unwrap(), 0.0);
-        plan.backward(x.view()).unwrap();
-        plan.update(&mut Adam::new(0.1).unwrap()).unwrap();
-        assert_eq!(parameters(&plan), before);
-    }
 }
 
 // ---- What a plan says of itself.

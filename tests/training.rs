@@ -30,12 +30,6 @@ fn network<T: Element>(widths: &[usize], seed: u64) -> Sequential<T> {
     model
 }
 
-fn gradients<T: Element>(model: &Sequential<T>) -> Vec<u64> {
-    let mut bits = Vec::new();
-    model.visit(&mut |_, p| bits.extend(p.grad.iter().map(|v| v.to_f64().to_bits())));
-    bits
-}
-
 fn parameters<T: Element>(model: &Sequential<T>) -> Vec<u64> {
     let mut bits = Vec::new();
     model.visit(&mut |_, p| bits.extend(p.value.iter().map(|v| v.to_f64().to_bits())));
@@ -343,63 +337,7 @@ fn a_ragged_last_batch_is_trained_on_kept_or_dropped() {
     }
 }
 
-// ---- Refused and stopped.
-
-#[track_caller]
-fn is_invalid<R>(result: Result<R>, what: &str) {
-    match result {
-        Err(error @ Error::Invalid { .. }) => assert!(error.to_string().contains(what), "{error}"),
-        Err(error) => panic!("another error: {error}"),
-        Ok(_) => panic!("{what} was accepted"),
-    }
-}
-
-#[test]
-fn settings_without_sense_are_refused() {
-    for lr in [f64::NAN, f64::INFINITY, -0.1] {
-        is_invalid(Sgd::<f32>::new(lr), "learning rate");
-        is_invalid(Adam::<f32>::new(lr), "learning rate");
-    }
-    let (images, validation) = digits::generate(6, 20, 5);
-    let new = |batch| Loader::<f32>::new(&images, batch, Order::AsStored, LastBatch::Keep, Scale::default());
-    is_invalid(new(0), "batch size");
-    is_invalid(new(21), "batch size");
-    let mut loader = new(20).unwrap();
-
-    let trainer = |size| {
-        Trainer::new(network::<f32>(&[784, 4, 10], 1), [size, 784], Loss::CrossEntropy, Adam::new(0.1).unwrap())
-            .unwrap()
-    };
-    let mut right = trainer(20);
-    let before = parameters(right.model());
-    is_invalid(fit(&mut right, &mut loader, &validation, 0, &Threads::one(), &mut |_| {}), "epochs");
-    assert_eq!(parameters(right.model()), before);
-    // A loader with larger batches than the trainer has room for.
-    let error = fit(&mut trainer(19), &mut loader, &validation, 1, &Threads::one(), &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("[19, 784]") && error.to_string().contains("[20, 784]"), "{error}");
-
-    // A batch and a loss that do not go together.
-    let (x, values) = (Tensor::<f32>::zeros([2, 784]).unwrap(), [0.0; 20]);
-    is_invalid(right.step(x.view(), Targets::Values(&values), None), "targets");
-    is_invalid(right.step(x.view(), Targets::Classes(&[1, 10]), None), "label of row 1");
-    assert!(right.step(x.view(), Targets::Classes(&[1]), None).is_err());
-    assert_eq!(parameters(right.model()), before);
-}
-
-#[test]
-fn layers_that_do_not_fit_are_named() {
-    let rng = &mut Rng::new(1, "init");
-    let model = Sequential::<f32>::new()
-        .push(Linear::new(784, 32, rng).unwrap())
-        .push(BatchNorm1d::new(32).unwrap())
-        .push(Linear::new(31, 10, rng).unwrap());
-    assert!(model.output_shape([8, 784].into()).unwrap_err().to_string().starts_with("layer 2: Linear(31, 10)"));
-    assert!(model.infer_space([8, 784].into()).is_err());
-    let error = Trainer::new(model, [8, 784], Loss::CrossEntropy, Sgd::new(0.1).unwrap()).map(|_| ()).unwrap_err();
-    assert_eq!(error.to_string(), "layer 2: Linear(31, 10): expected [n, 31], found [8, 32]");
-    let narrow = Trainer::new(network::<f32>(&[784, 4, 10], 1), [8, 100], Loss::Mse, Sgd::new(0.1).unwrap());
-    assert!(narrow.map(|_| ()).unwrap_err().to_string().starts_with("layer 0: Linear(784, 4)"));
-}
+// ---- Stopped.
 
 #[test]
 fn a_loss_that_is_not_finite_stops_before_the_update_and_names_the_place() {
@@ -472,71 +410,6 @@ fn one_epoch_on_real_mnist() {
     let epochs = fit(&mut trainer, &mut loader, &validation, 1, &Threads::one(), &mut |_| {}).unwrap();
     let found = epochs[0].validation;
     assert!(found.accuracy >= 0.93, "{found:?}");
-}
-
-// ---- What a caller can get wrong without the compiler's noticing.
-
-#[test]
-fn memory_of_another_model_is_refused() {
-    let x = Tensor::<f32>::from_slice([2, 3], &[1.0; 6]).unwrap();
-    let mut wide = network::<f32>(&[3, 50, 4], 1);
-    let narrow = network::<f32>(&[3, 2, 4], 1);
-    let shorter = network::<f32>(&[3, 4], 1);
-    for other in [&narrow, &shorter] {
-        let mut space = other.workspace([2, 3].into()).unwrap();
-        assert!(matches!(wide.forward(x.view(), &mut space), Err(Error::Shape { .. })));
-        assert!(matches!(wide.backward(x.view(), &mut space, None), Err(Error::Shape { .. })));
-        let mut space = other.infer_space([2, 3].into()).unwrap();
-        assert!(matches!(wide.infer(x.view(), &mut space), Err(Error::Shape { .. })));
-    }
-    // The same memory still serves the model that it was made for.
-    let (mut narrow, mut space) = (network::<f32>(&[3, 2, 4], 1), narrow.workspace([2, 3].into()).unwrap());
-    assert!(wide.forward(x.view(), &mut space).is_err());
-    narrow.forward(x.view(), &mut space).unwrap();
-    narrow.backward(x.view(), &mut space, None).unwrap();
-}
-
-#[test]
-fn a_backward_pass_needs_a_forward_pass_over_the_same_batch() {
-    let mut model = network::<f32>(&[3, 2, 4], 1);
-    let mut space = model.workspace([4, 3].into()).unwrap();
-    let batch = |n: usize| Tensor::<f32>::from_slice([n, 3], &vec![1.0; 3 * n]).unwrap();
-    let refused = |result: Result<()>| assert!(matches!(result, Err(Error::Shape { .. })), "{result:?}");
-    refused(model.backward(batch(4).view(), &mut space, None));
-    model.forward(batch(4).view(), &mut space).unwrap();
-    refused(model.backward(batch(3).view(), &mut space, None));
-    model.backward(batch(4).view(), &mut space, None).unwrap();
-    let (mut short, before) = (Tensor::<f32>::zeros([2, 3]).unwrap(), gradients(&model));
-    refused(model.backward(batch(4).view(), &mut space, Some(short.view_mut())));
-    assert_eq!(gradients(&model), before, "a refused pass changed gradients");
-    // A forward pass that failed leaves nothing to go back over.
-    assert!(model.forward(batch(1).view(), &mut space).is_err());
-    refused(model.backward(batch(1).view(), &mut space, None));
-    refused(model.forward(batch(5).view(), &mut space));
-}
-
-#[test]
-fn absurd_sizes_are_errors() {
-    let model = network::<f32>(&[3, 2, 4], 1);
-    let one = Sequential::<f32>::new().push(Relu::new());
-    for shape in [[usize::MAX, 3], [usize::MAX / 2, 3]] {
-        assert!(model.workspace(shape.into()).is_err() && model.infer_space(shape.into()).is_err());
-        assert!(one.workspace(shape.into()).is_err());
-    }
-    for shape in [&[][..], &[3], &[2, 3, 1]] {
-        let shape = evenkeel::tensor::Shape::new(shape);
-        assert!(model.workspace(shape).is_err() && model.infer_space(shape).is_err());
-    }
-    assert!(Linear::<f32>::new(1 << 28, 1 << 28, &mut Rng::new(1, "init")).is_err());
-    assert!(Images::new(vec![], vec![], usize::MAX, 2, 10).is_err());
-    assert!(Images::new(vec![], vec![], 0, 2, 10).is_err());
-    let none = Images::new(vec![], vec![], 1, 3, 10).unwrap();
-    let evaluator = Evaluator::<f32>::new(&model, Loss::CrossEntropy, &none).unwrap();
-    let error = evaluator.loader(&none, Scale::default()).unwrap_err().to_string();
-    assert!(error.contains("number of images is 0"), "{error}");
-    // A loss over classes takes outputs of two dimensions.
-    let (y, mut dy) = (Tensor::<f32>::zeros([0; 0]).unwrap(), Tensor::<f32>::zeros([0; 0]).unwrap());
-    assert!(Loss::CrossEntropy.forward_backward(y.view(), Targets::Classes(&[]), dy.view_mut()).is_err());
 }
 
 #[test]

@@ -6,5 +6,4 @@ mod gradients;
 mod layer;
 mod layouts;
 mod oracle;
-mod refusals;
 mod statistics;

@@ -2,9 +2,9 @@
 
 use super::case::*;
 use crate::support::*;
-use evenkeel::kernels::gemm::{PackedB, gemm_packed, scratch_len};
-use evenkeel::simd::{Element, with_isa};
-use evenkeel::{Error, Rng};
+use evenkeel::Rng;
+use evenkeel::kernels::gemm::PackedB;
+use evenkeel::simd::Element;
 
 /// One B packed once, for products of every number of rows in `ms` and every epilogue: the bits of a B whose rows are contiguous.
 fn same_bits_as_the_product<T: Element>(ms: &[usize], k: usize, n: usize, rng: &mut Rng) {
@@ -73,34 +73,6 @@ fn a_last_block_narrower_than_a_vector<T: Element>() {
     same_bits_as_the_product::<T>(&[1], 1, 64 * 2048 + 1, &mut Rng::new(7, "sizes"));
 }
 
-/// Where the panels are another set's, or the sums of B's columns are asked for: an error each, and C and the sums are as they were.
-fn what_a_packed_operand_cannot_do_is_an_error<T: Element>() {
-    let case = |extra| Case { extra, ..Case::of((5, 7, 9)) };
-    let refused = |case: &Case, packed: &PackedB<T>| {
-        let (m, k, n) = case.size;
-        let operands = case.operands::<T>(Rng::normal);
-        let (mut c, mut numbers) = (operands.matrices[2].clone(), operands.numbers.clone());
-        let mut scratch = vec![T::ZERO; scratch_len::<T>(m, k, n)];
-        let (a, epilogue) = (operands.matrices[0].view(), case.extra.epilogue(&mut numbers));
-        let error = gemm_packed(T::ONE, a, packed, T::ZERO, c.view_mut(), epilogue, &mut scratch).unwrap_err();
-        assert_same_bits("C", &bits(&c.buffer), &bits(&operands.matrices[2].buffer));
-        assert_same_bits("numbers", &bits(&numbers), &bits(&operands.numbers));
-        error
-    };
-    let (plain, b) = (case(Extra::None), case(Extra::None).operands::<T>(Rng::normal));
-    sweep::<T>(|isa| {
-        let packed = PackedB::new(b.matrices[1].view()).unwrap();
-        for other in isas().into_iter().filter(|&other| other != isa) {
-            let error = with_isa(other, || refused(&plain, &packed));
-            let wanted = format!("packed B is {isa}, but must be packed for {other}: pack it again");
-            assert!(matches!(error, Error::Invalid { .. }) && error.to_string() == wanted, "{error}");
-        }
-        let error = refused(&case(Extra::ColumnSums), &packed);
-        let wanted = "epilogue is column sums, but must be one that needs no sums of a packed B";
-        assert!(matches!(error, Error::Invalid { .. }) && error.to_string() == wanted, "{error}");
-    });
-}
-
 fn a_single_row_or_column_may_have_any_stride<T: Element>() {
     for size in [(1, 7, 40), (30, 7, 1), (1, 300, 1)] {
         for c in LAYOUTS {
@@ -116,6 +88,5 @@ in_both_types!(
     every_tile,
     every_block,
     a_last_block_narrower_than_a_vector,
-    what_a_packed_operand_cannot_do_is_an_error,
     a_single_row_or_column_may_have_any_stride,
 );
