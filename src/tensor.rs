@@ -46,8 +46,11 @@ impl Shape {
         self
     }
 
-    /// Number of elements, unless it exceeds what can be addressed.
+    /// Number of elements, unless it exceeds what can be addressed; none where a dimension is 0, however long the others are.
     pub fn checked_len(&self) -> Option<usize> {
+        if self.is_empty() {
+            return Some(0);
+        }
         self.dims().iter().try_fold(1usize, |product, &d| product.checked_mul(d))
     }
 

@@ -61,6 +61,7 @@ pub(crate) fn tensors() -> Vec<Entry> {
                 checked(&[MAX, 1, 1, 1], Some(MAX)),
                 // Nothing is nothing, on whichever side the zero stands.
                 checked(&[0, MAX, MAX], Some(0)),
+                checked(&[MAX, MAX, 0], Some(0)),
             ],
         ),
         entry(
