@@ -63,6 +63,9 @@ pub fn digits(seed: u64) -> (Images, Images) {
 ///
 /// Each class has as many images as any other, or one more. The two sets are drawn from separate streams, so the size
 /// of one does not change the other.
+///
+/// # Panics
+/// If one of the sets does not fit in memory: an image takes 784 bytes.
 pub fn generate(seed: u64, train: usize, validation: usize) -> (Images, Images) {
     let set = |name, count| draw_set(&mut Rng::new(seed, name), count);
     (set("digits: train", train), set("digits: validation", validation))
@@ -70,9 +73,12 @@ pub fn generate(seed: u64, train: usize, validation: usize) -> (Images, Images) 
 
 /// Draws `count` images, the classes in a random order.
 fn draw_set(rng: &mut Rng, count: usize) -> Images {
+    // Asked for first: an allocation that is refused ends the process.
+    let size = count.checked_mul(SIDE * SIDE).filter(|&size| Vec::<u8>::new().try_reserve_exact(size).is_ok());
+    let size = size.unwrap_or_else(|| panic!("digits: {count} images of {SIDE}x{SIDE} pixels do not fit in memory"));
     let mut labels: Vec<u8> = (0..10).cycle().take(count).collect();
     rng.shuffle(&mut labels);
-    let mut pixels = vec![0; count * SIDE * SIDE];
+    let mut pixels = vec![0; size];
     let mut canvas = Canvas::new();
     let mut strokes = Vec::new();
     for (&label, image) in labels.iter().zip(pixels.chunks_exact_mut(SIDE * SIDE)) {

@@ -7,6 +7,7 @@ use evenkeel::Result;
 use evenkeel::data::{Images, LastBatch, Loader, Order, Scale, digits};
 
 const MAX: usize = usize::MAX;
+const MIB: usize = 1 << 20;
 
 pub(crate) fn images() -> Vec<Entry> {
     let parts = |kind, input: &'static str, outcome, pixels: usize, labels: &'static [u8], size: [usize; 3]| {
@@ -54,6 +55,19 @@ pub(crate) fn images() -> Vec<Entry> {
                 row(OneRow, "one of each", gives("two sets of one"), || {
                     let (train, validation) = digits::generate(u64::MAX, 1, 1);
                     assert_eq!((train.len(), validation.len(), train.pixels().len()), (1, 1, 784));
+                    Ok(())
+                }),
+                row(Overflow, "more than can be addressed", panics(&["digits: 18446744073709551615 images"]), || {
+                    digits::generate(1, MAX, 0);
+                    Ok(())
+                }),
+                // 784 times this is 2^64 + 96: few bytes if it wraps.
+                row(Overflow, "a number whose pixels wrap", panics(&["digits: 23529010298098918 images"]), || {
+                    digits::generate(1, 0, 23_529_010_298_098_918);
+                    Ok(())
+                }),
+                row(Oversized, "more than there is memory for", panics(&["digits: 1099511627776 images"]), || {
+                    digits::generate(1, MIB * MIB, 0);
                     Ok(())
                 }),
             ],
