@@ -218,7 +218,7 @@ pub fn fit<T: Element>(
     let mut evaluator = Evaluator::new(trainer.model(), loss, validation)?;
     let mut validation = evaluator.loader(validation, loader.scale())?;
     enter(threads, || {
-        let mut history = Vec::with_capacity(epochs);
+        let mut history = Vec::new();
         for _ in 0..epochs {
             let start = Instant::now();
             let step_loss = trainer.epoch(loader)?;

@@ -315,6 +315,14 @@ pub(crate) fn training<T: Element>() -> Vec<Entry> {
             "train::fit",
             [
                 fitted(Empty, "no epochs", invalid(&["epochs is 0, but must be at least 1"]), 4, 0, || images(4)),
+                fitted(
+                    Oversized,
+                    "epochs without end, and a loss that ends them",
+                    refused(Variant::NotFinite, &["epoch 1"]),
+                    4,
+                    MAX,
+                    || images(4),
+                ),
                 fitted(OneRow, "batches of one", refused(Variant::OneValuePerChannel, &["4 channels"]), 1, 1, || {
                     images(4)
                 }),
