@@ -4,6 +4,8 @@ use crate::error::{Error, Result};
 use crate::kernels::update::{self, Momentum};
 use crate::simd::Element;
 use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Moves parameters along their gradients.
 ///
@@ -13,10 +15,11 @@ use crate::tensor::Tensor;
 pub trait Optimizer<T: Element>: Send {
     /// The next step begins.
     fn begin_step(&mut self);
-    /// Moves one parameter tensor.
+    /// Moves one parameter tensor; any index will do, and takes memory for its own tensor alone.
     ///
     /// # Errors
-    /// If the tensor of this index has another size than before.
+    /// If value and gradient differ in size, or if the tensor of this index had another size before, where something is remembered of it;
+    /// neither the tensor nor what is remembered changes then.
     fn update(&mut self, index: usize, value: &mut [T], grad: &[T]) -> Result<()>;
 }
 
@@ -42,15 +45,12 @@ fn check(what: &str, value: f64, least: f64, below: f64) -> Result<f64> {
     Err(Error::invalid(what, value, expected))
 }
 
-/// Grows `state` to hold tensor `index` of `len` elements, zeros at first.
-fn state<T: Element>(state: &mut Vec<Tensor<T>>, index: usize, len: usize) -> Result<&mut [T]> {
-    while state.len() <= index {
-        state.push(Tensor::zeros([0])?);
-    }
-    let tensor = &mut state[index];
-    if tensor.shape().is_empty() && len > 0 {
-        *tensor = Tensor::zeros([len])?;
-    }
+/// What is remembered of tensor `index`, which has `len` elements: zeros at first.
+fn state<T: Element>(state: &mut BTreeMap<usize, Tensor<T>>, index: usize, len: usize) -> Result<&mut [T]> {
+    let tensor = match state.entry(index) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(Tensor::zeros([len])?),
+    };
     if tensor.data().len() == len {
         return Ok(tensor.data_mut());
     }
@@ -61,7 +61,7 @@ fn state<T: Element>(state: &mut Vec<Tensor<T>>, index: usize, len: usize) -> Re
 #[derive(Clone, Debug)]
 pub struct Sgd<T: Element> {
     step: update::Sgd,
-    buffers: Vec<Tensor<T>>,
+    buffers: BTreeMap<usize, Tensor<T>>,
 }
 
 impl<T: Element> Sgd<T> {
@@ -72,7 +72,7 @@ impl<T: Element> Sgd<T> {
     pub fn new(lr: f64) -> Result<Self> {
         let lr = check("learning rate", lr, 0.0, f64::INFINITY)?;
         let step = update::Sgd { lr, momentum: 0.0, form: Momentum::Classical, weight_decay: 0.0, step: 0 };
-        Ok(Sgd { step, buffers: Vec::new() })
+        Ok(Sgd { step, buffers: BTreeMap::new() })
     }
 
     /// With momentum, in one of its forms.
@@ -104,8 +104,8 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
         if grad.len() != value.len() {
             return Err(Error::shape("sgd: gradient", value.len(), grad.len()));
         }
-        let len = if self.step.momentum == 0.0 { 0 } else { value.len() };
-        let buffer = state(&mut self.buffers, index, len)?;
+        let has_momentum = self.step.momentum != 0.0;
+        let buffer: &mut [T] = if has_momentum { state(&mut self.buffers, index, value.len())? } else { &mut [] };
         update::sgd(&self.step, value, grad, buffer);
         Ok(())
     }
@@ -115,8 +115,8 @@ impl<T: Element> Optimizer<T> for Sgd<T> {
 #[derive(Clone, Debug)]
 pub struct Adam<T: Element> {
     step: update::Adam,
-    first: Vec<Tensor<T>>,
-    second: Vec<Tensor<T>>,
+    first: BTreeMap<usize, Tensor<T>>,
+    second: BTreeMap<usize, Tensor<T>>,
 }
 
 impl<T: Element> Adam<T> {
@@ -127,7 +127,7 @@ impl<T: Element> Adam<T> {
     pub fn new(lr: f64) -> Result<Self> {
         let lr = check("learning rate", lr, 0.0, f64::INFINITY)?;
         let step = update::Adam { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 0 };
-        Ok(Adam { step, first: Vec::new(), second: Vec::new() })
+        Ok(Adam { step, first: BTreeMap::new(), second: BTreeMap::new() })
     }
 
     /// With other decays of the moments.

@@ -213,6 +213,21 @@ fn updating<T: Element, O: Optimizer<T> + std::fmt::Debug + 'static>(make: fn() 
             update(1, 0, 0).map(drop)
         }),
         row(Empty, "a new tensor without elements", gives("nothing"), move || update(2, 0, 0).map(drop)),
+        row(
+            Oversized,
+            "an index far beyond the tensors",
+            gives("a step, and memory for that tensor alone"),
+            move || {
+                for index in [MAX, 1 << 40] {
+                    assert_same_bits(
+                        "the first step of a tensor",
+                        &bits(&update(index, 5, 5)?),
+                        &bits(&update(2, 5, 5)?),
+                    );
+                }
+                Ok(())
+            },
+        ),
         row(Nan, "NaN in a gradient", gives("NaN in its parameter"), move || {
             let (mut one, mut other) = (moved::<T, O>(make(), 5), moved::<T, O>(make(), 5));
             one.optimizer.update(1, &mut one.value, &with(&drawn::<T>(4, 5), 2, NAN))?;
