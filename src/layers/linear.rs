@@ -141,7 +141,7 @@ impl<T: Element> Linear<T> {
     }
 
     fn rows(&self, input: Shape) -> usize {
-        input.dims()[0]
+        input.dims().first().map_or(0, |&n| n)
     }
 }
 

@@ -88,12 +88,13 @@ pub trait Layer<T: Element>: Any + Send + Sync {
     /// If the layer does not take such an input.
     fn output_shape(&self, input: Shape) -> Result<Shape>;
 
-    /// Elements that [`Layer::forward`] saves for [`Layer::backward`], for an input that [`Layer::output_shape`] takes.
+    /// Elements that [`Layer::forward`] saves for [`Layer::backward`], for an input that [`Layer::output_shape`] takes; any number for
+    /// another.
     fn saved_len(&self, _input: Shape) -> usize {
         0
     }
 
-    /// Elements of scratch that any of the passes needs, for an input that [`Layer::output_shape`] takes.
+    /// Elements of scratch that any of the passes needs, for an input that [`Layer::output_shape`] takes; any number for another.
     fn scratch_len(&self, _input: Shape) -> usize {
         0
     }

@@ -307,6 +307,13 @@ fn shapes<T: Element>(subject: Subject<T>) -> Vec<Row> {
             Ok(())
         }));
     }
+    rows.push(row(Mismatched, "room for inputs that it does not take", gives("any number"), move || {
+        let layer = (subject.make)();
+        for &dims in subject.wrong {
+            let _ = (layer.saved_len(Shape::new(dims)), layer.scratch_len(Shape::new(dims)));
+        }
+        Ok(())
+    }));
     let right = subject.right;
     rows.push(row(
         Overflow,
