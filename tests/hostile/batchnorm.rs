@@ -192,15 +192,19 @@ fn lengths<T: Element>(pass: Pass) -> Vec<Row> {
     add(Truncated, "saved one short", &["saved for 4 channels", "31", "32"], |call| call.saved -= 1);
     add(Mismatched, "saved one long", &["saved for 4 channels", "33", "32"], |call| call.saved += 1);
     add(Truncated, "scratch one short", &["elements of scratch", "needed"], |call| call.scratch -= 1);
-    add(Truncated, "gamma one short", &["gamma has not 4 elements"], |call| call.gamma = 3);
-    add(Mismatched, "beta one long", &["beta has not 4 elements"], |call| call.beta = 5);
+    add(Truncated, "gamma one short", &["gamma has 3 elements for 4 channels"], |call| call.gamma = 3);
+    add(Mismatched, "beta one long", &["beta has 5 elements for 4 channels"], |call| call.beta = 5);
     if pass.is_frozen() {
         add(Truncated, "a mean too few", &["3 means, 4 variances, 4 channels"], |call| call.pair[0] = 3);
         add(Mismatched, "a variance too many", &["4 means, 5 variances, 4 channels"], |call| call.pair[1] = 5);
     }
     if pass.is_backward() {
-        add(Truncated, "dgamma one short", &["a parameter gradient has not 4 elements"], |call| call.pair[0] = 3);
-        add(Mismatched, "dbeta one long", &["a parameter gradient has not 4 elements"], |call| call.pair[1] = 5);
+        add(Truncated, "dgamma one short", &["a parameter gradient has 3 elements for 4 channels"], |call| {
+            call.pair[0] = 3
+        });
+        add(Mismatched, "dbeta one long", &["a parameter gradient has 5 elements for 4 channels"], |call| {
+            call.pair[1] = 5
+        });
     }
     rows
 }
@@ -456,8 +460,8 @@ fn beside_the_passes<T: Element>() -> Vec<Row> {
         wrong(Truncated, "saved one short", &["saved for 4 channels"], 31, None, [4, 4]),
         wrong(Truncated, "a variance too few", &["4 running means, 3 running variances"], 32, None, [4, 3]),
         wrong(Mismatched, "a mean too few", &["3 running means, 4 running variances"], 32, None, [3, 4]),
-        wrong(Mismatched, "an offset too many", &["4 running means, another number of offsets"], 32, Some(5), [4, 4]),
-        wrong(Empty, "no offsets", &["4 running means, another number of offsets"], 32, Some(0), [4, 4]),
+        wrong(Mismatched, "an offset too many", &["4 running means, 5 offsets"], 32, Some(5), [4, 4]),
+        wrong(Empty, "no offsets", &["4 running means, 0 offsets"], 32, Some(0), [4, 4]),
         row(Empty, "no channels", gives("nothing"), move || moved(0, None, 5, 0.1, [0, 0]).map(drop)),
         row(ZeroRows, "statistics of no values, and of one", gives("running statistics as they were"), move || {
             for n in [0, 1] {

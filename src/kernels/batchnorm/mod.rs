@@ -218,7 +218,8 @@ impl<T: Element> BatchNorm<'_, T> {
         );
         assert_eq!(saved, saved_len(c), "{pass}: saved for {c} channels");
         for (name, part) in [("gamma", self.gamma), ("beta", self.beta)] {
-            assert!(part.is_none_or(|p| p.len() == c), "{pass}: {name} has not {c} elements");
+            let len = part.map_or(c, <[T]>::len);
+            assert!(len == c, "{pass}: {name} has {len} elements for {c} channels");
         }
         let n = x.checked_div(image).unwrap_or(0);
         let needed = scratch_len::<T>(n, c, l);
@@ -400,7 +401,8 @@ fn gradients_of<T: Element>(
     let (c, pass) = (norm.channels, "batchnorm backward");
     let (shape, has_values) = norm.check(pass, x.len(), flow.dy().len(), saved.len(), scratch.len());
     for part in [&dgamma, &dbeta] {
-        assert!(part.as_ref().is_none_or(|p| p.len() == c), "{pass}: a parameter gradient has not {c} elements");
+        let len = part.as_ref().map_or(c, |p| p.len());
+        assert!(len == c, "{pass}: a parameter gradient has {len} elements for {c} channels");
     }
     if has_values {
         let parameters = (dgamma, dbeta);
@@ -427,7 +429,8 @@ pub fn update_running<T: Element>(
 ) {
     let c = running_mean.len();
     assert_eq!(running_var.len(), c, "batchnorm: {c} running means, {} running variances", running_var.len());
-    assert!(offset.is_none_or(|offset| offset.len() == c), "batchnorm: {c} running means, another number of offsets");
+    let offsets = offset.map_or(c, <[T]>::len);
+    assert!(offsets == c, "batchnorm: {c} running means, {offsets} offsets");
     let saved = Saved::new(saved, c);
     if n < 2 {
         return;
