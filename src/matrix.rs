@@ -134,10 +134,11 @@ impl<'a, T> MatMut<'a, T> {
         MatMut { data, rows, cols, rs: cols, cs: 1 }
     }
 
-    /// A matrix with any strides that give every element a place of its own.
+    /// A matrix with strides that give every element a place of its own: one of them is longer than all that the other passes over, as in
+    /// every part of a larger matrix and its transpose.
     ///
     /// # Errors
-    /// If the last element would lie outside `data`, or if two elements would share a place.
+    /// If the last element would lie outside `data`, or if the strides are others: two elements could share a place.
     pub fn with_strides(data: &'a mut [T], rows: usize, cols: usize, rs: usize, cs: usize) -> Result<Self> {
         check("matrix", data.len(), rows, cols, rs, cs)?;
         if rows == 0 || cols == 0 {

@@ -129,7 +129,8 @@ impl<'a, T: Element> Loader<'a, T> {
     /// A loader before its first epoch.
     ///
     /// # Errors
-    /// If the batch size is 0 or larger than the set, or if the scale is not finite or divides by zero.
+    /// If there are no images, if the batch size is 0 or larger than the set, or if the scale is not finite or divides by zero in the
+    /// element type.
     pub fn new(images: &'a Images, batch_size: usize, order: Order, last: LastBatch, scale: Scale) -> Result<Self> {
         if images.is_empty() {
             return Err(Error::invalid("number of images", 0, "at least 1"));

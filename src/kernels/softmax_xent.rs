@@ -17,7 +17,8 @@
 //! **Numerics.** The largest logit is subtracted first, so nothing overflows and the sum is at least 1. Exponentials to 2u (f32) or 4u (f64),
 //! summed over a group of 64 bytes and by halving. The losses of rows are added in f64, rows in order; the logarithm is that of products of
 //! their sums, taken whenever one passes 2^900, which adds one rounding of f64 for each row. A NaN logit makes the loss
-//! NaN. The same bits on every fused instruction set and for any number of threads (rows are few enough for one).
+//! and its row of the gradient NaN, plus infinity the loss and its own element; minus infinity rules a class out: as the label it makes the
+//! loss infinite. The same bits on every fused instruction set and for any number of threads (rows are few enough for one).
 //!
 //! **Lanes.** Where a group holds a row, its logits are turned, so that each lane has a row: maxima and sums need no step across lanes then.
 //! Longer rows lie along the lanes.

@@ -150,7 +150,8 @@ impl<T: Element> Sequential<T> {
     /// Runs a training batch forward; outputs and what backward needs stay in `space`.
     ///
     /// # Errors
-    /// If the batch is not one that `space` was made for, or if a layer refuses it (a batch of one before BatchNorm).
+    /// If the batch is not one that `space` was made for, or if a layer refuses it (a batch of one before BatchNorm); the layers before
+    /// that one have seen the batch then. With an error of either kind `space` holds no forward pass.
     pub fn forward(&mut self, x: TensorRef<'_, T>, space: &mut Workspace<T>) -> Result<()> {
         self.run(x, space, None)
     }
@@ -197,7 +198,8 @@ impl<T: Element> Sequential<T> {
     /// The gradient of `x` itself is computed only if `dx` asks for it.
     ///
     /// # Errors
-    /// If `space` does not hold a forward pass of this model over a batch of the shape of `x`, or if a layer refuses.
+    /// If `space` does not hold a forward pass of this model over a batch of the shape of `x`, or if `dx` has another shape; nothing is
+    /// changed then. If a layer refuses, the layers behind it have their gradients already.
     pub fn backward(
         &mut self,
         x: TensorRef<'_, T>,

@@ -85,8 +85,9 @@
 //! type). The chains alone allow 34 u in q, and kappa^2 times that in the variance; errors found are below a tenth of it. NaN or
 //! infinity in a channel makes that channel NaN and leaves the others' bits alone. The same bits for any number of threads and on
 //! every fused instruction set. A constant channel is exact (where beta is -0, y is +0). A channel that was done again in f64 has the
-//! error of Welford's recurrence there, about `n 2^-53 kappa` relative, kappa that of its data. The backward pass has no such second
-//! try: its sums overflow where `dy (x - mean)` over 1024 rows does.
+//! error of Welford's recurrence there, about `n 2^-53 kappa` relative, kappa that of its data. A distance
+//! from the mean that is larger than the type's largest number makes y infinite. The backward pass has no such second try: its sums overflow
+//! where `dy (x - mean)` over 1024 rows does.
 //!
 //! # Cost
 //!

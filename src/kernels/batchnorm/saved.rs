@@ -63,17 +63,26 @@ impl<'a, T: Element> Saved<'a, T> {
     }
 
     /// Mean of a channel.
+    ///
+    /// # Panics
+    /// If there is no such channel.
     pub fn mean(&self, channel: usize) -> f64 {
         T::join((self.rows[0][channel], self.rows[1][channel]))
     }
 
     /// `1 / sqrt(var + eps)` of a channel.
+    ///
+    /// # Panics
+    /// If there is no such channel.
     pub fn rstd(&self, channel: usize) -> f64 {
         let [high, low] = self.rstd_parts();
         T::join((high[channel], low[channel]))
     }
 
     /// Biased variance of a channel; infinite where it does not fit the element type.
+    ///
+    /// # Panics
+    /// If there is no such channel.
     pub fn var(&self, channel: usize) -> f64 {
         T::join((self.rows[ROW_OF_VAR][channel], self.rows[ROW_OF_VAR + 1][channel]))
     }
