@@ -12,13 +12,16 @@ use crate::simd::{CellsMut, Element, Isa, Kernel, Lanes, Rows, RowsMut};
 
 /// Rows of scratch for each leaf of a grid: both sums, and work space.
 const ROWS_OF_LEAF: usize = sums::ROWS_OF_SUMS;
-/// Numbers that pass 2 needs of a column besides mean, a and b.
+/// Numbers that pass 2 needs of a channel besides mean, a and b.
 const ROWS_OF_SLOPES: usize = 4;
 
 /// Numbers of a column that the forward pass left: mean, a and b.
 const ROWS_OF_FORWARD: usize = 3;
-/// Numbers of a column in all.
-pub(super) const ROWS_OF_CONSTANTS: usize = ROWS_OF_FORWARD + ROWS_OF_SLOPES;
+
+/// Elements of scratch for a grid of `cols` columns of `channels`, besides its leaves: what pass 2 needs of channels, and all of columns.
+pub(super) fn scratch_of_columns(cols: usize, channels: usize) -> usize {
+    (ROWS_OF_FORWARD + ROWS_OF_SLOPES).saturating_mul(cols).saturating_add(ROWS_OF_SLOPES * channels)
+}
 
 /// Where the upstream gradient is, and where the input gradient goes.
 pub(super) enum Flow<'a, T> {
@@ -56,7 +59,9 @@ pub(super) fn by_rows<T: Element>(
     scratch: &mut [T],
 ) {
     let isa = Isa::current();
-    let (partial, columns) = scratch.split_at_mut(ROWS_OF_LEAF * grid.leaves() * grid.cols);
+    let channels = saved.channels();
+    let (partial, rest) = scratch.split_at_mut(ROWS_OF_LEAF * grid.leaves() * grid.cols);
+    let (slopes, columns) = rest.split_at_mut(ROWS_OF_SLOPES * channels);
     let (of_forward, of_slopes) = columns.split_at_mut(ROWS_OF_FORWARD * grid.cols);
     let Constants { mean, a, b } = saved.constants();
     let (offset, has_input) = match &flow {
@@ -68,21 +73,21 @@ pub(super) fn by_rows<T: Element>(
     if dgamma.is_some() || dbeta.is_some() || is_batch {
         let [mean, a, b] = spread(grid, 0, [mean, a, b], &mut *of_forward);
         sums_by_rows(isa, (x, flow.dy()), grid, Constants { mean, a, b }, activation, partial);
-        let slopes = (has_input && is_batch).then(|| RowsMut::new(of_slopes, ROWS_OF_SLOPES, grid.cols, grid.cols));
+        let slopes = (has_input && is_batch).then(|| RowsMut::new(&mut *slopes, ROWS_OF_SLOPES, channels, channels));
         let leaves = Leaves::OfGrid(grid, partial);
         any_scaled = isa.run(Finish { leaves, count: step.count, saved, dgamma, dbeta, slopes });
-        if offset > 0 && is_batch {
-            of_slopes.chunks_exact_mut(grid.cols).take(ROWS_OF_SLOPES).for_each(|row| row.rotate_left(offset));
-        }
     }
     let (dy, dx) = match flow {
         Flow::Apart { dx: None, .. } => return,
         Flow::Apart { dy, dx: Some(dx) } => (Some(dy), dx),
         Flow::InPlace(dx) => (None, dx),
     };
-    let row = |row: usize| &of_slopes[row * grid.cols..][..grid.cols];
-    let slopes = Slopes { first: row(0), second: row(1), is_scaled: row(2), rstd: row(3) };
-    let path = step.path(slopes, any_scaled);
+    let mut rows = [0, 1, 2, 3].map(|row| &slopes[row * channels..][..channels]);
+    if is_batch {
+        rows = spread(grid, offset, rows, of_slopes);
+    }
+    let [first, second, is_scaled, rstd] = rows;
+    let path = step.path(Slopes { first, second, is_scaled, rstd }, any_scaled);
     let [mean, a, b] = spread(grid, offset, [mean, a, b], of_forward);
     input_by_rows(isa, (x, dy, dx), (grid, offset), Constants { mean, a, b }, path, activation);
 }
@@ -149,7 +154,7 @@ impl<T: Element> Leaves<'_, T> {
     }
 }
 
-/// What the sums of leaves left, as the gradients of gamma and beta and as what pass 2 needs of each column.
+/// What the sums of leaves left, as the gradients of gamma and beta and as what pass 2 needs of each channel.
 struct Finish<'a, 'b, T> {
     /// Of a grid [`ROWS_OF_LEAF`] rows for each, of planes [`PARTS_OF_LEAF`] numbers.
     leaves: Leaves<'a, T>,
@@ -158,7 +163,7 @@ struct Finish<'a, 'b, T> {
     saved: &'a Saved<'b, T>,
     dgamma: Option<&'a mut [T]>,
     dbeta: Option<&'a mut [T]>,
-    /// [`ROWS_OF_SLOPES`] rows of the columns of a grid or of the channels of planes, if wanted.
+    /// [`ROWS_OF_SLOPES`] rows, if wanted.
     slopes: Option<RowsMut<'a, T>>,
 }
 
@@ -215,12 +220,7 @@ impl<T: Element> Finish<'_, '_, T> {
         }
         let Some(slopes) = &mut self.slopes else { return false };
         for (i, row) in rows.iter().enumerate() {
-            match self.leaves {
-                Leaves::OfGrid(grid, _) if !IS_ABREAST => {
-                    grid.fill(first, &row[..len], slopes.slice(i, 0, grid.cols));
-                }
-                _ => narrow(row, slopes.slice(i, first, len), 0, len),
-            }
+            narrow(row, slopes.slice(i, first, len), 0, len);
         }
         any_scaled
     }

@@ -133,7 +133,7 @@ use crate::simd::{Element, Isa};
 
 pub use saved::Saved;
 
-use backward::{Flow, ROWS_OF_CONSTANTS};
+use backward::Flow;
 use pass::{Pass, Run};
 use saved::{ROWS_OF_SAVED, SaveGiven};
 use shape::{Shape, Walk};
@@ -203,7 +203,10 @@ pub fn scratch_len<T: Element>(n: usize, channels: usize, inner: usize) -> usize
             let of_statistics = statistics::PARTS_OF_LEAF.saturating_mul(planes.leaf_count());
             channels.saturating_mul(of_statistics.max(backward::scratch_of_planes(planes)))
         }
-        Walk::Rows(grid) => grid.cols.saturating_mul(statistics::ROWS_OF_LEAF * grid.most_leaves() + ROWS_OF_CONSTANTS),
+        Walk::Rows(grid) => {
+            let of_leaves = grid.cols.saturating_mul(statistics::ROWS_OF_LEAF * grid.most_leaves());
+            of_leaves.saturating_add(backward::scratch_of_columns(grid.cols, channels))
+        }
     }
 }
 

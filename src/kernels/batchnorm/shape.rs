@@ -156,14 +156,23 @@ impl Grid {
         x.chunks(self.cols).flat_map(move |row| self.columns_of(channel, row.len()).map(move |j| row[j]))
     }
 
-    /// Writes a number for each channel from `first` on to all its columns.
+    /// Writes the number of each channel to all its columns in a row of whole images.
     #[inline(always)]
-    pub(super) fn fill<T: Copy>(self, first: usize, numbers: &[T], to: &mut [T]) {
+    pub(super) fn fill<T: Copy>(self, numbers: &[T], to: &mut [T]) {
         let Shape { c, l, .. } = self.shape;
-        for image in to.chunks_exact_mut(c * l) {
-            for (plane, &number) in image[first * l..].chunks_exact_mut(l).zip(numbers) {
+        if l == 1 {
+            to[..c].copy_from_slice(numbers);
+        } else {
+            for (plane, &number) in to[..c * l].chunks_exact_mut(l).zip(numbers) {
                 plane.fill(number);
             }
+        }
+        // Twice as many images each time: few copies, and long ones.
+        let mut done = c * l;
+        while done < to.len() {
+            let more = done.min(to.len() - done);
+            to.copy_within(..more, done);
+            done += more;
         }
     }
 
@@ -173,11 +182,11 @@ impl Grid {
         if self.is_plain() { leaf.rows } else { leaf.rows * (leaf.cols / self.shape.c) }
     }
 
-    /// Whether `len` channels from any on are [`ABREAST`] columns: what the two below are told in their type, so that there is no other
-    /// way to go and vectors stay vectors.
+    /// Whether `len` channels from any on are [`ABREAST`] neighbouring columns of each image: what the two below are told in their type,
+    /// so that there is no other way to go and vectors stay vectors.
     #[inline(always)]
     pub(super) fn is_abreast(self, len: usize) -> bool {
-        self.is_plain() && len == ABREAST
+        self.shape.l == 1 && len == ABREAST
     }
 
     /// For `len` channels from `first` on, the number in the first of their columns.
@@ -201,7 +210,17 @@ impl Grid {
         (first, len): (usize, usize),
     ) -> [f64; ABREAST] {
         if IS_ABREAST {
-            return widen(row, first, ABREAST);
+            let mut sums = widen(row, first, ABREAST);
+            // No iterator by steps: it would divide to know how many there are.
+            let mut image = self.shape.c;
+            while image < row.len() {
+                let more = widen(row, image + first, ABREAST);
+                for k in 0..ABREAST {
+                    sums[k] += more[k];
+                }
+                image += self.shape.c;
+            }
+            return sums;
         }
         let mut sums = [0.0; ABREAST];
         for k in 0..len {
@@ -272,7 +291,7 @@ pub(super) fn spread<'a, T: Element, const N: usize>(
     }
     let mut spread = rows;
     for (row, to) in spread.iter_mut().zip(scratch.chunks_exact_mut(grid.cols)) {
-        grid.fill(0, row, to);
+        grid.fill(row, to);
         to.rotate_left(offset);
         *row = to;
     }

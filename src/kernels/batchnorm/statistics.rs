@@ -1,7 +1,7 @@
 //! Mean and variance per channel: sums of a leaf about a shift, merged.
 
 use super::saved::{Moments, ROW_OF_VAR, ROWS_OF_SAVED, rstd};
-use super::shape::{Grid, Group, Leaf, Leaves, Planes, Reach, Runs, groups, widen};
+use super::shape::{Grid, Group, Leaf, Leaves, Planes, Reach, Runs, groups, narrow, widen};
 use super::sums::{self, Deviations, PerPlane};
 use super::{ABREAST, BatchNorm, Saved, TILE};
 use crate::parallel::{self, BlocksMut, Cost};
@@ -61,9 +61,10 @@ struct Part {
 }
 
 impl<T: Element> Leaves<'_, T> {
-    /// Leaf `i` of some channels: their first, and how many.
+    /// Leaf `i` of some channels: their first, and how many. Squares are zero unless they are wanted: the compiler does not see that
+    /// several columns are added up for nothing.
     #[inline(always)]
-    fn part<const IS_ABREAST: bool>(self, i: usize, all: usize, channels: (usize, usize)) -> Part {
+    fn part<const IS_ABREAST: bool, const SQUARES: bool>(self, i: usize, all: usize, channels: (usize, usize)) -> Part {
         match self {
             Leaves::OfGrid(grid, partial) => {
                 let (leaf, slot) = (grid.leaf(i), &partial[i * ROWS_OF_LEAF * grid.cols..]);
@@ -72,7 +73,7 @@ impl<T: Element> Leaves<'_, T> {
                     count: grid.values(leaf) as f64,
                     shift: grid.first_column::<T, IS_ABREAST>(row(0), channels),
                     sum: grid.all_columns::<T, IS_ABREAST>(row(1), channels),
-                    squares: grid.all_columns::<T, IS_ABREAST>(row(2), channels),
+                    squares: if SQUARES { grid.all_columns::<T, IS_ABREAST>(row(2), channels) } else { [0.0; ABREAST] },
                 }
             }
             Leaves::OfPlanes(planes, partial) => {
@@ -90,7 +91,7 @@ impl<T: Element> Leaves<'_, T> {
                     count: planes.runs(i, all).values() as f64,
                     shift: row(0),
                     sum: join(row(1), row(2)),
-                    squares: join(row(3), row(4)),
+                    squares: if SQUARES { join(row(3), row(4)) } else { [0.0; ABREAST] },
                 }
             }
         }
@@ -125,10 +126,10 @@ fn merge_abreast<T: Element, const IS_ABREAST: bool>(
     channels: (usize, usize),
 ) -> bool {
     // About the first leaf's shift: a large mean rounds, and would swamp the differences.
-    let base = leaves.part::<IS_ABREAST>(0, norm.channels, channels).shift;
+    let base = leaves.part::<IS_ABREAST, false>(0, norm.channels, channels).shift;
     let (mut count, mut sum) = (0.0, [0.0; ABREAST]);
     for i in 0..leaves.count() {
-        let part = leaves.part::<IS_ABREAST>(i, norm.channels, channels);
+        let part = leaves.part::<IS_ABREAST, false>(i, norm.channels, channels);
         count += part.count;
         for k in 0..ABREAST {
             sum[k] += part.count * (part.shift[k] - base[k]) + part.sum[k];
@@ -141,7 +142,7 @@ fn merge_abreast<T: Element, const IS_ABREAST: bool>(
     // A leaf's squares about the mean: sum (d - delta)^2 = squares + delta (n delta - 2 sum), delta the mean less the shift.
     let mut squares = [0.0; ABREAST];
     for i in 0..leaves.count() {
-        let part = leaves.part::<IS_ABREAST>(i, norm.channels, channels);
+        let part = leaves.part::<IS_ABREAST, true>(i, norm.channels, channels);
         for k in 0..ABREAST {
             let delta = mean[k] - (part.shift[k] - base[k]);
             squares[k] += part.squares[k] + delta * (part.count * delta - 2.0 * part.sum[k]);
@@ -257,21 +258,40 @@ impl<T: Element> Kernel<T> for LeafMoments<'_, T> {
         let (shift, sums) = self.partial[..ROWS_OF_LEAF * cols].split_at_mut(cols);
         first_mean::<V>(x, rows, shift);
         if !grid.is_plain() {
-            // All columns of a channel take the same shift.
-            for channel in 0..channels {
-                let columns = grid.columns_of(channel, cols);
-                let sum: f64 = columns.clone().map(|j| shift[j].to_f64()).sum();
-                let mean = T::from_f64(sum / columns.clone().count() as f64);
-                for j in columns {
-                    shift[j] = mean;
+            // All columns of a channel take the same shift; where sums will be, there is room for one of each.
+            let shifts = &mut sums[..channels];
+            let columns = (cols / channels) as f64;
+            for group in groups(channels, grid.is_abreast(ABREAST)) {
+                if grid.is_abreast(group.len) {
+                    mean_of_columns::<T, true>(grid, shift, columns, (group.first, ABREAST), shifts);
+                } else {
+                    mean_of_columns::<T, false>(grid, shift, columns, (group.first, group.len), shifts);
                 }
             }
+            grid.fill(shifts, shift);
         }
         sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums, grid.reach);
         if moves(grid, self.leaf, channels, shift, sums) {
             sums::down::<V, _>(Deviations { x, shift: &*shift }, (rows, cols), sums, grid.reach);
         }
     }
+}
+
+/// The mean of a row over the `columns` columns of some channels: their first, and how many.
+#[inline(always)]
+fn mean_of_columns<T: Element, const IS_ABREAST: bool>(
+    grid: Grid,
+    row: &[T],
+    columns: f64,
+    (first, len): (usize, usize),
+    means: &mut [T],
+) {
+    let sums = grid.all_columns::<T, IS_ABREAST>(row, (first, len));
+    let mut found = [T::ZERO; ABREAST];
+    for k in 0..ABREAST {
+        found[k] = T::from_f64(sums[k] / columns);
+    }
+    narrow(&found, means, first, len);
 }
 
 /// Moves the shifts that are far from their leaf's mean; returns whether there were any. `sums`: of the deviations, and of their squares.

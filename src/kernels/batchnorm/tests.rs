@@ -149,7 +149,7 @@ fn scratch_for_some_images_suffices_for_fewer() {
 fn one_row_and_bad_eps_are_refused_before_anything_is_written() {
     let mut norm =
         BatchNorm { channels: 1, inner: 1, gamma: None, beta: None, eps: 1e-5, activation: Activation::Identity };
-    let (mut y, mut saved, mut scratch) = ([7.0f32; 1], [7.0; 8], [0.0; 16]);
+    let (mut y, mut saved, mut scratch) = ([7.0f32; 1], [7.0; 8], vec![0.0; scratch_len::<f32>(1, 1, 1)]);
     assert!(matches!(
         forward(&norm, &[1.0], &mut y, &mut saved, &mut scratch),
         Err(Error::OneValuePerChannel { channels: 1 })
