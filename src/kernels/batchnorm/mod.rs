@@ -19,9 +19,9 @@
 //!
 //! # Lanes
 //!
-//! With l below 32 the lanes keep to columns of a matrix whose rows are images, or several images where one does not fill the lanes;
-//! a channel is then several columns. With a longer l they walk along the planes of one channel after the other, for a few neighbouring
-//! channels at a time: those are dealt with from their statistics to their output before the next are.
+//! With l below 32 the lanes keep to columns of a matrix whose rows are images, or several images where one does not fill the lanes
+//! and there are many; a channel is then several columns. With a longer l they walk along the planes of one channel after the other,
+//! for a few neighbouring channels at a time: those are dealt with from their statistics to their output before the next are.
 //!
 //! # Statistics
 //!

@@ -75,8 +75,8 @@ fn how_memory_is_gone_over<T: Element>() {
     // Narrow and wide rows, rows that begin at different places of a line, joined images and what is left behind them; planes longer
     // and shorter than what is asked for ahead.
     let sizes =
-        [(300, 64, 1), (39, 272, 1), (50, 37, 1), (40, 300, 1), (403, 6, 1), (405, 5, 3), (3, 5, 700), (9, 4, 49)];
-    let short = [(9, 70, 32), (33, 50, 5), (40, 7, 49)];
+        [(300, 64, 1), (39, 272, 1), (50, 37, 1), (40, 300, 1), (523, 6, 1), (1029, 5, 3), (3, 5, 700), (9, 4, 49)];
+    let short = [(9, 70, 32), (33, 50, 5), (40, 7, 49), (262, 20, 1)];
     for size in sizes.into_iter().chain(short) {
         for activation in [Activation::Identity, Activation::Relu] {
             for offset in [0, 1, 4, 13] {
@@ -137,9 +137,24 @@ fn how_channels_are_gathered_changes_no_bit() {
     how_channels_are_gathered::<f64>();
 }
 
+/// Columns of a row, which are a channel's own where no images are joined.
+#[test]
+fn images_are_joined_where_rows_are_many() {
+    let cols = |n, c, l| match (Shape { n, c, l }).walk::<f32>() {
+        Walk::Rows(grid) => grid.cols,
+        Walk::Planes(_) => panic!("{n} x {c} x {l} is by planes"),
+    };
+    for (n, c, l, joined) in [(256, 1, 1, 16), (256, 20, 1, 4), (1024, 21, 1, 16), (128, 56, 1, 2), (1024, 5, 3, 16)] {
+        assert_eq!(cols(n, c, l), joined * c * l, "{n} x {c} x {l}");
+        assert_eq!(cols(n - 1, c, l), c * l, "{n} x {c} x {l}, one image less");
+    }
+    // A row fills whole vectors as it is, or is wide.
+    assert_eq!((cols(1 << 20, 32, 1), cols(1 << 20, 65, 1)), (32, 65));
+}
+
 #[test]
 fn scratch_for_some_images_suffices_for_fewer() {
-    for (c, l) in [(10, 1), (6, 8), (1, 1), (5, 3), (64, 1), (3, 16), (2, 300), (300, 49), (70, 3)] {
+    for (c, l) in [(10, 1), (21, 1), (6, 8), (1, 1), (5, 3), (64, 1), (3, 16), (2, 300), (300, 49), (70, 3)] {
         let needed = |n| scratch_len::<f32>(n, c, l);
         assert!((0..5000).all(|n| needed(n) <= needed(n + 1)), "{c} channels of {l} values");
     }

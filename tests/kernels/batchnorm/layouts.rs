@@ -76,7 +76,7 @@ fn every_pass_agrees_with_the_reference_over_planes<T: Element>() {
 fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
     for (n, c, variant, l) in [
         (3000, 19, 7, 1),
-        (260, 33, 3, 1),
+        (1100, 33, 3, 1),
         (2049, 1, 6, 1),
         (3000, 5, 7, 60),
         (2000, 6, 3, 8),
@@ -90,7 +90,7 @@ fn threads_and_fused_sets_give_the_same_bits<T: Element>() {
 }
 
 fn offsets_do_not_change_bits<T: Element>() {
-    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7), (160, 5, 32), (20, 72, 1), (300, 5, 1)] {
+    for (n, c, l) in [(35, 21, 1), (70, 3, 35), (70, 6, 7), (160, 5, 32), (20, 72, 1), (1100, 5, 1), (262, 20, 1)] {
         let layer = Layer::<T>::new(12, n, c, 7).inner(l);
         sweep::<T>(|_| {
             let aligned = everything(&layer, 0);
