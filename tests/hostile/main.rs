@@ -13,6 +13,8 @@
 
 mod batchnorm;
 mod containers;
+mod gradcheck;
+mod gradcheck_layers;
 #[cfg(feature = "data")]
 mod idx;
 #[cfg(feature = "data")]
@@ -60,6 +62,11 @@ fn sets_of_images() {
     }
 }
 
+#[test]
+fn gradient_checks_of_functions() {
+    of_both_types(vec![gradcheck::functions()]);
+}
+
 fn kernels_by_elements<T: Element>() {
     table::sweep::<T>(&kernels::elementwise::<T>());
     table::sweep::<T>(&kernels::updates::<T>());
@@ -82,6 +89,10 @@ fn layers_of_every_kind<T: Element>() {
     table::sweep::<T>(&table).assert_complete("layers");
 }
 
+fn gradient_checks<T: Element>() {
+    table::sweep::<T>(&gradcheck_layers::checks::<T>()).assert_complete("gradient checks");
+}
+
 fn losses_and_optimisers<T: Element>() {
     table::sweep::<T>(&steps::losses::<T>());
     table::sweep::<T>(&steps::optimisers::<T>());
@@ -94,6 +105,7 @@ fn models_and_training<T: Element>() {
 }
 
 in_both_types!(
+    gradient_checks,
     kernel_of_batchnorm,
     kernels_by_elements,
     kernels_by_rows,
