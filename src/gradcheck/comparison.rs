@@ -1,6 +1,6 @@
 //! The comparison: every entry of every gradient, or a few random directions, with what differences say.
 
-use super::differences::{Difference, Ladder, Move, derivative, noise, slope, typical};
+use super::differences::{Difference, Ladder, Move, Sure, derivative, is_f64, noise, slope, typical};
 use super::report::{Basis, Entry, Report, TensorReport};
 use super::{Settings, Tolerance};
 use crate::error::{Error, Result};
@@ -14,15 +14,15 @@ const DIRECTIONS: usize = 4;
 /// How many times the roundoff of what a function returns its differences may be off by.
 const ROUNDINGS: f64 = 8.0;
 
-/// The least scale is such that `atol` times it is so many times the noise in a difference,
+/// What is less than so many times what noise leaves in a difference cannot be told from zero,
 const ABOVE_NOISE: f64 = 8.0;
 
-/// but not below this part of the function's size, nor above that size itself: a function that is not computed in the precision of
-/// its type must not pass for that.
-const LEAST_SCALE: f64 = 1e-3;
+/// and where that is more than this part of a gradient that is seen to be there, in f64 and in f32, the gradient cannot be said to be right. Nor if the noise
+/// is more than the root of the roundoff of the function: what it does is not computed in the precision of its type.
+const HIDDEN: [f64; 2] = [1e-3, 0.1];
 
 /// Roundings by which two ways to the same outputs may differ, in those of the largest.
-const SAME: f64 = 1e4;
+pub(super) const SAME: f64 = 1e4;
 
 /// One tensor of variables: where they are, and what the backward pass says of them.
 #[derive(Debug)]
@@ -56,11 +56,14 @@ impl<T: Element> Comparison<'_, T> {
         let mut values: Vec<Vec<T>> = self.variables.iter_mut().map(|v| std::mem::take(&mut v.values)).collect();
         let base = self.base(&values)?;
         // A function that is not finite has no size, and shows so in its differences.
-        let size = Some(typical_change(&self.dy, &base)).filter(|size| size.is_finite()).unwrap_or(0.0);
+        let size = Some(size_of(&self.dy, &base)).filter(|size| size.is_finite()).unwrap_or(0.0);
         let mut tensors = Vec::with_capacity(self.variables.len());
         for (index, v) in self.variables.iter().enumerate() {
-            let size = size / typical(&values[index]).max(1.0);
-            let ladder = Ladder::new(&values[index]);
+            let mut rng = Rng::new(settings.seed, &format!("gradcheck directions {index}"));
+            let directions: Vec<Vec<f64>> = (0..DIRECTIONS).map(|_| direction(&mut rng, v.analytic.len())).collect();
+            let typical = typical(&values[index]);
+            let largest = values[index].iter().fold(0.0, |largest: f64, x| largest.max(x.to_f64().abs()));
+            let ladder = Ladder::new::<T>(largest, typical, &mut rng);
             let mut probe = Probe {
                 tensor: index,
                 origin: values[index].clone(),
@@ -70,19 +73,24 @@ impl<T: Element> Comparison<'_, T> {
                 dy: &self.dy,
                 outputs: self.outputs,
             };
-            let mut rng = Rng::new(settings.seed, &format!("gradcheck directions {index}"));
-            let directions: Vec<Vec<f64>> = (0..DIRECTIONS).map(|_| direction(&mut rng, v.analytic.len())).collect();
-            let noise = noise(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder)?;
+            // Outputs that no step changes have been rounded all the same.
+            let measured = noise(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder)?;
+            let noise = measured.max(T::ROUNDOFF * size);
             let slope = slope(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder, noise)?;
-            let hidden = ABOVE_NOISE * noise / (ladder.second() * tolerance.atol);
-            let least = hidden.max(LEAST_SCALE * size).min(size);
-            let numeric = Numeric { ladder, noise, least };
-            let quick = if settings.is_fast { fast(v, &mut probe, numeric, tolerance, &directions)? } else { None };
+            let numeric = Numeric { noise, hidden: ABOVE_NOISE * noise / ladder.third(), typical };
+            // Where the function is zero its size is that of its neighbourhood.
+            let near = probe.along(&directions[0], ladder.third(), &v.analytic)?.rounding / (ROUNDINGS * T::ROUNDOFF);
+            let is_noisy = noise > T::ROUNDOFF.sqrt() * size.max(near);
+            let quick = match settings.is_fast {
+                true => fast(v, &mut probe, (ladder, numeric), tolerance, &directions)?,
+                false => None,
+            };
             let mut report = match quick {
                 Some(report) => report,
-                None => full(v, &mut probe, numeric, tolerance)?,
+                None => full(v, &mut probe, numeric, tolerance, &mut rng)?,
             };
             report.slope = slope;
+            report.is_hidden |= is_noisy;
             tensors.push(report);
         }
         let Tolerance { rtol, atol } = tolerance;
@@ -114,7 +122,7 @@ impl<T: Element> Comparison<'_, T> {
 }
 
 /// How large L's terms are, as a root of squares: their roundings add up like that.
-fn typical_change(dy: &[f64], y: &[f64]) -> f64 {
+fn size_of(dy: &[f64], y: &[f64]) -> f64 {
     dy.iter().zip(y).map(|(dy, y)| (dy * y).powi(2)).sum::<f64>().sqrt()
 }
 
@@ -173,7 +181,8 @@ impl<T: Element> Probe<'_, '_, T> {
         (self.outputs)(self.values, &mut self.y)?;
         let (mut change, mut squares) = (0.0, 0.0);
         for ((y, base), dy) in self.y.iter().zip(self.base).zip(self.dy) {
-            if y.to_bits() != base.to_bits() {
+            // What is not finite has not stayed where it was, even if its bits have.
+            if y.to_bits() != base.to_bits() || !y.is_finite() {
                 change += dy * (y - base);
                 squares += (dy * y.abs().max(base.abs())).powi(2);
             }
@@ -189,30 +198,38 @@ fn largest_finite(values: &[f64]) -> f64 {
 /// What differences of a tensor are made with.
 #[derive(Clone, Copy)]
 struct Numeric {
-    ladder: Ladder,
     noise: f64,
-    /// The least scale.
-    least: f64,
+    /// Gradients below this cannot be told from zero.
+    hidden: f64,
+    /// The size of the tensor's values.
+    typical: f64,
 }
 
 /// Every entry.
 fn full<T: Element>(
     v: &Variables<T>,
     probe: &mut Probe<'_, '_, T>,
-    Numeric { ladder, noise, least }: Numeric,
-    tolerance: Tolerance,
+    Numeric { noise, hidden, typical }: Numeric,
+    Tolerance { rtol, atol }: Tolerance,
+    rng: &mut Rng,
 ) -> Result<TensorReport> {
-    let Tolerance { rtol, atol } = tolerance;
-    // How sure the differences have to be; what the verdict allows follows from themselves.
-    let scale = largest_finite(&v.analytic).max(least);
-    let mut found = Vec::with_capacity(v.analytic.len());
-    for (i, g) in v.analytic.iter().enumerate() {
-        let sure = if g.is_finite() { (atol * scale + rtol * g.abs()) / 8.0 } else { 0.0 };
-        found.push(derivative(&mut |h| probe.entry(i, h), ladder, sure, noise)?);
+    // No tolerance means none.
+    let hidden = if atol == 0.0 { 0.0 } else { hidden };
+    let (mut found, mut largest) = (Vec::with_capacity(v.analytic.len()), 0.0f64);
+    for i in 0..v.analytic.len() {
+        // How sure a difference has to be follows from differences alone.
+        let sure = Sure { fixed: (atol * largest / 8.0).max(hidden / 2.0), part: rtol / 8.0 };
+        let ladder = Ladder::new::<T>(probe.origin[i].to_f64(), typical, rng);
+        let difference = derivative(&mut |h| probe.entry(i, h), ladder, sure, noise)?;
+        if !difference.is_kink && difference.value.is_finite() {
+            largest = largest.max(difference.value.abs());
+        }
+        found.push(difference);
     }
-    let scale =
-        found.iter().fold(least, |largest, d| if d.value.is_finite() { largest.max(d.value.abs()) } else { largest });
+    let scale = if hidden > atol * largest { hidden / atol } else { largest };
     let mut report = TensorReport::new(&v.name, v.shape, scale);
+    let part = HIDDEN[usize::from(!is_f64::<T>())];
+    report.is_hidden = largest > hidden && hidden > part * largest;
     for (index, &Difference { value: numeric, doubt, is_kink }) in found.iter().enumerate() {
         let analytic = v.analytic[index];
         // There is no derivative, but something that is no number is none at a kink either.
@@ -235,19 +252,24 @@ fn full<T: Element>(
 fn fast<T: Element>(
     v: &Variables<T>,
     probe: &mut Probe<'_, '_, T>,
-    Numeric { ladder, noise, least }: Numeric,
+    (ladder, Numeric { noise, hidden, .. }): (Ladder, Numeric),
     tolerance: Tolerance,
     directions: &[Vec<f64>],
 ) -> Result<Option<TensorReport>> {
+    let scale = largest_finite(&v.analytic);
     // Half, because a wrong gradient is part of its own scale.
-    let scale = largest_finite(&v.analytic).max(least);
     let allowed = 0.5 * tolerance.atol * scale;
+    // What noise hides, and values that no step moves, are a matter of single entries.
+    if hidden > allowed || probe.origin.iter().any(|x| !x.is_finite()) {
+        return Ok(None);
+    }
     let mut report = TensorReport::new(&v.name, v.shape, scale);
     report.checked = v.analytic.len();
     report.directions = Some(directions.len());
     for (index, direction) in directions.iter().enumerate() {
         let dot = |g: &[f64]| g.iter().zip(direction).map(|(g, v)| g * v).sum::<f64>();
-        let found = derivative(&mut |h| probe.along(direction, h, &v.analytic), ladder, allowed / 4.0, noise)?;
+        let sure = Sure { fixed: allowed / 4.0, part: 0.0 };
+        let found = derivative(&mut |h| probe.along(direction, h, &v.analytic), ladder, sure, noise)?;
         let entry = Entry {
             index,
             analytic: dot(&v.analytic),

@@ -4,17 +4,20 @@
 //!
 //! For a smooth function of one variable, `D(h) = (f(h) - f(-h)) / 2h = f'(0) + a h^2 + O(h^4) + O(u |f| / h)`. Steps go down a ladder
 //! by a factor r, and each two neighbours are extrapolated to `R = D(h/r) + (D(h/r) - D(h)) / (r^2 - 1)`, which lacks the term in h^2
-//! (Richardson). `doubt = |D(h/r) - D(h)| / (r^2 - 1)` is by how much the two disagree, and bounds the error of R where the ladder
-//! converges; what rounding leaves in the shorter step is added to it. The answer is the R with the least doubt. The gradient that is to be checked has no say in that, so that no choice of a
-//! step can help a wrong one. The ladder ends as soon as its doubt is below what is asked for: after two steps mostly.
+//! (Richardson). The doubt of an R is by how much it differs from the R before it, whose error is r^4 times as large where the ladder
+//! converges, and what rounding leaves in its shorter step. The answer is the R with the least doubt, whatever the gradient is that it will
+//! be compared with. The ladder ends as soon as the doubt is below what is asked for: after three steps mostly.
+//!
+//! The first step is not a round number but drawn, and neither is r: a function that repeats itself with the steps would otherwise look
+//! like another one.
 //!
 //! # Kinks
 //!
 //! A kink at a distance d leaves the slopes of the two sides apart by `J (1 - d/h)` for all steps h above d, J being the jump of the
-//! slope; below d, and for a smooth function at any step, they come together as fast as the step shrinks. Two neighbours whose gap does
-//! not shrink to the half are not believed. Where d lies between two steps of the ladder, the two disagree by a large part of J and
-//! others have less doubt. If a gap did not shrink and none is sure enough, the variable is at a kink, or so near one that the ladder
-//! does not get in front of it: there is no derivative to be checked against.
+//! slope; below d, and for a smooth function at any step that is short for how it bends, they come together as fast as the step shrinks.
+//! Two neighbours whose gap does not shrink to the half are not believed. Where d lies between two steps of the ladder, three of them do
+//! not agree. If none is sure enough, and the gap did not shrink when it was last seen above rounding, the variable is at a kink, or so
+//! near one that the ladder does not get in front of it: there is no derivative to be compared with.
 //!
 //! # Noise
 //!
@@ -23,21 +26,24 @@
 //!
 //! # Taylor's test
 //!
-//! Along one direction v, `|f(h) - f(0) - h g v|` falls as h^2 if g is the gradient, and as h if it is not: [`slope`] is that exponent
-//! at the smallest steps where rounding does not hide it.
+//! Along one direction v, `|f(h) - f(0) - h g v|` falls as h^2 if g is the gradient (or faster, if the function does not bend there), and
+//! as h if it is not: [`slope`] is that exponent at the smallest steps where rounding does not hide it.
 //!
-//! # Reference
+//! # References
 //!
 //! Richardson, Phil. Trans. A 210 (1911), on extrapolation. More and Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33
 //! (2011), equation 3.1.
 
+use crate::rng::Rng;
 use crate::simd::Element;
 
-/// The steps of one tensor.
+/// From one step to the next.
+const RATIO: f64 = 3.7;
+
+/// The steps of one variable, or of one direction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ladder {
     first: f64,
-    ratio: f64,
     steps: usize,
     /// Where Taylor's test begins: so far out that the term in h^2 stands out.
     taylor: f64,
@@ -46,45 +52,56 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    /// For a tensor with these values of type `T`.
+    /// For a variable of type `T` that is as large as `value`, in a tensor whose values are `typical`.
     ///
-    /// f64: 2^-10 down to 2^-22 by 8, where truncation (h^4) and rounding (u / h) of the extrapolated pairs are 1e-12 and 1e-10 of the
-    /// function. f32: 2^-4 down to 2^-10 by 4, for 1e-5 and 1e-4. Values that are all small get smaller steps, as what depends on them
-    /// bends within their size; huge ones get steps that they do not swallow.
-    pub(super) fn new<T: Element>(values: &[T]) -> Self {
-        let size = typical(values);
-        let is_wide = T::ROUNDOFF < f64::from(f32::EPSILON) / 2.0;
-        let (ratio, steps, [first, taylor, tiny, swallowed]) =
-            if is_wide { (8.0, 5, [-10, -5, -30, -20]) } else { (4.0, 4, [-4, -1, -16, -8]) };
-        let scale = if size > 0.0 && size.is_finite() {
-            // A power of two adds no rounding of its own.
-            let size = size.log2().round().exp2();
-            size.min(1.0).max(size * 2f64.powi(swallowed))
-        } else {
-            1.0
-        };
-        let step = |exponent| scale * 2f64.powi(exponent);
-        Ladder { first: step(first), ratio, steps, taylor: step(taylor), tiny: step(tiny) }
+    /// f64: from 2^-10 to 2^-9 for the first step, down to 5e-10 in twelve; the first three have truncations below 1e-13 and a rounding of
+    /// 1e-12 of a function that bends within 1. f32: from 2^-4 to 2^-3, down to 3e-4 in five. Where values are small,
+    /// the function may bend within their size, or not: steps begin at the root of it, and there are more of them. A large value gets steps
+    /// that it does not swallow.
+    pub(super) fn new<T: Element>(value: f64, typical: f64, rng: &mut Rng) -> Self {
+        let (steps, [first, taylor, tiny, swallowed]) =
+            if is_f64::<T>() { (12, [-10, -5, -30, -20]) } else { (5, [-4, -1, -16, -8]) };
+        // No step leaves the normal numbers.
+        let lowest = (0.85 * T::LOWEST_EXPONENT).exp2();
+        let typical = if typical > 0.0 { typical.clamp(lowest, 1.0) } else { 1.0 };
+        let least = (value.abs() * 2f64.powi(swallowed)).min(f64::MAX);
+        let size = typical.sqrt().max(least);
+        let step = |exponent| size * 2f64.powi(exponent);
+        // As many more as it takes from the root to the size itself.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "below a thousand, and not negative"
+        )]
+        let more = (typical.sqrt().recip().ln() / RATIO.ln()).ceil() as usize;
+        Ladder {
+            first: rng.range(1.0, 2.0) * step(first),
+            steps: steps + more,
+            taylor: step(taylor),
+            tiny: typical.max(least) * 2f64.powi(tiny),
+        }
     }
 
-    /// The shorter step of the first two, which mostly decide.
-    pub(super) fn second(self) -> f64 {
-        self.first / self.ratio
+    /// The third step, which mostly is the last.
+    pub(super) fn third(self) -> f64 {
+        self.first / (RATIO * RATIO)
     }
 }
 
-/// Root of the mean square.
+/// Whether the type is f64.
+pub(super) fn is_f64<T: Element>() -> bool {
+    T::ROUNDOFF == f64::ROUNDOFF
+}
+
+/// The size of a tensor's values: the median of those that are not zero, which few large ones do not move; 0 if there are none.
 pub(super) fn typical<T: Element>(values: &[T]) -> f64 {
-    if values.is_empty() {
+    let sizes = values.iter().map(|x| x.to_f64().abs());
+    let mut sizes: Vec<f64> = sizes.filter(|&x| x > 0.0 && x.is_finite()).collect();
+    if sizes.is_empty() {
         return 0.0;
     }
-    let largest = values.iter().fold(0.0f64, |largest, x| largest.max(x.to_f64().abs()));
-    if largest == 0.0 || !largest.is_finite() {
-        return largest;
-    }
-    // Divided first: squares of what is large or small leave the range.
-    let squares: f64 = values.iter().map(|x| (x.to_f64() / largest).powi(2)).sum();
-    largest * (squares / values.len() as f64).sqrt()
+    let middle = sizes.len() / 2;
+    *sizes.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 /// What one step did.
@@ -105,23 +122,37 @@ pub(super) struct Move {
 pub(super) struct Difference {
     /// The derivative.
     pub(super) value: f64,
-    /// How far the two differences that it comes from are from it.
+    /// How far it is from the extrapolation before it, and what noise leaves in its shorter step.
     pub(super) doubt: f64,
     /// Whether there is none, because of a kink.
     pub(super) is_kink: bool,
 }
 
-/// The derivative at zero, of a function that `probe` takes a step along; `sure` is how exactly it has to be known, `noise` what
-/// [`noise`] says of the function.
+/// How exactly a derivative has to be known: a number, and a part of itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sure {
+    pub(super) fixed: f64,
+    pub(super) part: f64,
+}
+
+impl Sure {
+    fn of(self, value: f64) -> f64 {
+        // What is not finite is not sure in any way.
+        let part = self.part * value.abs();
+        self.fixed + if part.is_finite() { part } else { 0.0 }
+    }
+}
+
+/// The derivative at zero, of a function that `probe` takes a step along; `noise` is what [`noise`] says of it.
 pub(super) fn derivative<E>(
     probe: &mut impl FnMut(f64) -> Result<Move, E>,
     ladder: Ladder,
-    sure: f64,
+    sure: Sure,
     noise: f64,
 ) -> Result<Difference, E> {
     let mut best = Difference { value: f64::NAN, doubt: f64::INFINITY, is_kink: false };
     let mut has_kink = false;
-    let mut last: Option<(f64, f64)> = None;
+    let (mut last, mut extrapolated): (Option<(f64, f64)>, Option<f64>) = (None, None);
     let mut h = ladder.first;
     for _ in 0..ladder.steps {
         let (above, below) = (probe(h)?, probe(-h)?);
@@ -129,46 +160,62 @@ pub(super) fn derivative<E>(
         let gap = (above.change / above.step - below.change / below.step).abs();
         let rounding = (above.rounding + below.rounding).max(OF_A_GAP * noise) / h;
         if let Some((wider, wider_gap)) = last {
-            let correction = (central - wider) / (ladder.ratio * ladder.ratio - 1.0);
-            let doubt = correction.abs() + noise / h;
-            let is_kink = gap > 0.5 * wider_gap && gap > rounding && gap > sure;
-            has_kink |= is_kink;
-            if !is_kink && doubt < best.doubt {
-                best = Difference { value: central + correction, doubt, is_kink: false };
+            let is_seen = gap > rounding && gap > sure.of(central);
+            let comes_together = gap <= 0.5 * wider_gap;
+            if is_seen {
+                has_kink = !comes_together;
             }
+            let value = central + (central - wider) / (RATIO * RATIO - 1.0);
+            let is_believed = !is_seen || comes_together;
+            if let Some(before) = extrapolated.filter(|_| is_believed) {
+                let doubt = (value - before).abs() + noise.max((above.rounding + below.rounding) / OF_ROUNDINGS) / h;
+                if doubt < best.doubt {
+                    best = Difference { value, doubt, is_kink: false };
+                }
+            }
+            extrapolated = is_believed.then_some(value);
         }
-        if best.doubt <= sure {
-            break;
+        if best.doubt <= sure.of(best.value) {
+            return Ok(best);
         }
         last = Some((central, gap));
-        h /= ladder.ratio;
+        h /= RATIO;
     }
-    best.is_kink = has_kink && (best.doubt > sure || best.value.is_nan());
+    best.is_kink = has_kink;
     Ok(best)
 }
+
+/// `Move::rounding` is a limit, for two steps together: this part of it is what to expect.
+const OF_ROUNDINGS: f64 = 16.0;
 
 /// How many times its noise over h a gap of slopes may be: its two differences have four values in them.
 const OF_A_GAP: f64 = 16.0;
 
-/// Points at which noise is measured, along a direction.
+/// Points at which noise is measured on one side.
 const NOISE_POINTS: usize = 12;
 
 /// The scatter that rounding gives the function.
+///
+/// Of the two sides the smoother one says: a jump may be near, and at the base point itself it lies between them.
 pub(super) fn noise<E>(probe: &mut impl FnMut(f64) -> Result<Move, E>, ladder: Ladder) -> Result<f64, E> {
-    let mut values = [0.0; NOISE_POINTS];
-    for (i, value) in values.iter_mut().enumerate() {
-        *value = probe(i as f64 * ladder.tiny)?.change;
-    }
-    for _ in 0..4 {
-        for i in 0..NOISE_POINTS - 1 {
-            values[i] = values[i + 1] - values[i];
+    let mut least = f64::INFINITY;
+    for side in [1.0, -1.0] {
+        let mut values = [0.0; NOISE_POINTS];
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = probe(side * (i + 1) as f64 * ladder.tiny)?.change;
         }
+        for _ in 0..4 {
+            for i in 0..NOISE_POINTS - 1 {
+                values[i] = values[i + 1] - values[i];
+            }
+        }
+        // The last four are what is left of shorter rows.
+        let largest = values[..NOISE_POINTS - 4].iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
+        // A function that is not finite here shows so elsewhere.
+        let noise = largest / 70f64.sqrt();
+        least = least.min(if noise.is_finite() { noise } else { 0.0 });
     }
-    // The last four are what is left of shorter rows.
-    let largest = values[..NOISE_POINTS - 4].iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
-    let noise = largest / 70f64.sqrt();
-    // A function that is not finite here shows so elsewhere.
-    Ok(if noise.is_finite() { noise } else { 0.0 })
+    Ok(least)
 }
 
 /// How far above its rounding a remainder must be to be looked at.
@@ -182,7 +229,7 @@ pub(super) fn slope<E>(
 ) -> Result<Option<f64>, E> {
     let (mut found, mut last) = (None, None);
     let mut h = ladder.taylor;
-    for _ in 0..ladder.steps + 2 {
+    for _ in 0..ladder.steps {
         let moved = probe(h)?;
         let remainder = (moved.change - moved.predicted).abs();
         if !remainder.is_finite() || remainder <= ABOVE_ROUNDING * moved.rounding.max(noise) {
@@ -190,10 +237,10 @@ pub(super) fn slope<E>(
         }
         if let Some(last) = last {
             let ratio: f64 = last / remainder;
-            found = Some(ratio.ln() / ladder.ratio.ln());
+            found = Some(ratio.ln() / RATIO.ln());
         }
         last = Some(remainder);
-        h /= ladder.ratio;
+        h /= RATIO;
     }
     Ok(found)
 }
@@ -202,54 +249,70 @@ pub(super) fn slope<E>(
 mod tests {
     use super::*;
     use std::convert::Infallible;
+    use std::f64::consts::TAU;
 
     fn of(f: impl Fn(f64) -> f64, gradient: f64) -> impl FnMut(f64) -> Result<Move, Infallible> {
         move |h| {
-            let rounding = 8.0 * f64::EPSILON * f(h).abs().max(f(0.0).abs());
+            let rounding = 8.0 * f64::ROUNDOFF * f(h).abs().max(f(0.0).abs());
             Ok(Move { change: f(h) - f(0.0), step: h, predicted: gradient * h, rounding })
         }
     }
 
-    fn ladder() -> Ladder {
-        Ladder::new(&[1.0f64])
+    fn ladder(seed: u64) -> Ladder {
+        Ladder::new::<f64>(1.0, 1.0, &mut Rng::new(seed, "ladder"))
+    }
+
+    fn known_to(fixed: f64) -> Sure {
+        Sure { fixed, part: 0.0 }
     }
 
     #[test]
     fn smooth_functions_have_their_derivative() {
         type Case = (&'static str, fn(f64) -> f64, f64);
-        let cases: [Case; 4] = [
+        let cases: [Case; 7] = [
             ("linear", |x| 3.0 * x - 7.0, 3.0),
             ("exponential", |x| (x + 0.3).exp(), 0.3f64.exp()),
-            // It bends within 3e-3.
+            // It bends within 3e-3, and within 1e-5.
             ("steep", |x| x / (x * x + 1e-5).sqrt(), 1e5f64.sqrt()),
+            ("steeper", |x| (x + 3e-6) / ((x + 3e-6).powi(2) + 1e-10).sqrt(), 1e-10 / (9e-12f64 + 1e-10).powf(1.5)),
             ("parabola at its foot", |x| x * x, 0.0),
+            ("near its pole", |x| (x + 1e-7).ln(), 1e7),
+            // It repeats itself within 2^-13.
+            ("ripple", |x| x + 2e-4 * (TAU * 8192.0 * x).sin(), 1.0 + 2e-4 * TAU * 8192.0),
         ];
         for (name, f, slope) in cases {
-            let found = derivative(&mut of(f, 0.0), ladder(), 1e-9 * slope.abs(), 1e-16).unwrap();
-            assert!((found.value - slope).abs() <= 1e-7 * slope.abs() + 1e-12 && !found.is_kink, "{name}: {found:?}");
+            for seed in 0..20 {
+                let sure = Sure { fixed: 1e-8, part: 1e-7 };
+                let found = derivative(&mut of(f, 0.0), ladder(seed), sure, 1e-16).unwrap();
+                assert!((found.value - slope).abs() <= 1e-5 * slope.abs() + 1e-7, "{name}: {found:?}, not {slope}");
+                assert!(!found.is_kink, "{name}: {found:?}");
+            }
         }
     }
 
     #[test]
-    fn a_kink_is_one_unless_a_step_fits_in_front_of_it() {
-        for distance in [0.0, 1e-9, 1.5e-6, 3e-6, 1e-5, 1.05e-4, 1e-3, 1.0] {
-            let relu = |x: f64| (x - distance).max(0.0) + 0.5 * x;
-            let found = derivative(&mut of(relu, 0.0), ladder(), 1e-8, 1e-16).unwrap();
-            assert_eq!(found.is_kink, distance < 2f64.powi(-19), "{distance}: {found:?}");
-            assert!(found.is_kink || (found.value - 0.5).abs() < 1e-7, "{distance}: {found:?}");
+    fn a_kink_is_one_unless_steps_fit_in_front_of_it() {
+        for jump in [1.0, 0.01, 3e-4] {
+            for distance in [0.0, 1e-10, 1e-7, 1.5e-6, 3e-6, 1e-5, 7e-5, 1.05e-4, 1e-3, 1.0] {
+                for seed in 0..20 {
+                    let kinked = |x: f64| jump * (x - distance).max(0.0) + 0.5 * x;
+                    let found = derivative(&mut of(kinked, 0.0), ladder(seed), known_to(1e-7), 1e-16).unwrap();
+                    let what = format!("jump {jump} at {distance}: {found:?}");
+                    assert_eq!(found.is_kink, distance < 1e-8, "{what}");
+                    assert!(found.is_kink || (found.value - 0.5).abs() < 3e-7, "{what}");
+                }
+            }
         }
     }
 
     #[test]
     fn noise_is_what_scatters_the_values() {
         for amount in [0.0, 1e-12, 1e-6] {
-            let mut rng = crate::rng::Rng::new(1, "noise");
-            let scattered = |x: f64| (3.0 * x).exp() + amount * rng.normal();
-            let mut f = scattered;
+            let mut rng = Rng::new(1, "noise");
             let mut probe = |h: f64| -> Result<Move, Infallible> {
-                Ok(Move { change: f(h), step: h, predicted: 0.0, rounding: 0.0 })
+                Ok(Move { change: (3.0 * h).exp() + amount * rng.normal(), step: h, predicted: 0.0, rounding: 0.0 })
             };
-            let found = noise(&mut probe, ladder()).unwrap();
+            let found = noise(&mut probe, ladder(1)).unwrap();
             // The largest of eight normal numbers is within a factor of four of their standard deviation, rarely less.
             assert!(found >= 0.5 * amount && found <= 4.0 * amount + 1e-15, "{amount:e}: {found:e}");
         }
@@ -257,27 +320,34 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_has_no_derivative() {
-        let found = derivative(&mut of(|x| if x > 0.0 { f64::NAN } else { x }, 0.0), ladder(), 1e-8, 0.0).unwrap();
+        let f = |x: f64| if x > 0.0 { f64::NAN } else { x };
+        let found = derivative(&mut of(f, 0.0), ladder(1), known_to(1e-8), 0.0).unwrap();
         assert!(found.value.is_nan() && found.doubt == f64::INFINITY && !found.is_kink, "{found:?}");
     }
 
     #[test]
     fn the_remainder_falls_by_the_square_for_the_right_gradient_alone() {
         let f = |x: f64| (x + 0.3).exp();
-        let right = slope(&mut of(f, 0.3f64.exp()), ladder(), 0.0).unwrap().unwrap();
-        let wrong = slope(&mut of(f, 1.001 * 0.3f64.exp()), ladder(), 0.0).unwrap().unwrap();
+        let right = slope(&mut of(f, 0.3f64.exp()), ladder(1), 0.0).unwrap().unwrap();
+        let wrong = slope(&mut of(f, 1.001 * 0.3f64.exp()), ladder(1), 0.0).unwrap().unwrap();
         assert!((right - 2.0).abs() < 0.05 && (wrong - 1.0).abs() < 0.05, "{right} {wrong}");
-        assert_eq!(slope(&mut of(|x| 3.0 * x, 3.0), ladder(), 0.0).unwrap(), None);
+        assert_eq!(slope(&mut of(|x| 3.0 * x, 3.0), ladder(1), 0.0).unwrap(), None);
     }
 
     #[test]
     fn steps_go_with_the_size_of_the_values() {
-        assert_eq!(Ladder::new(&[1.0f64, -1.0]).first, 2f64.powi(-10));
-        assert_eq!(Ladder::new(&[0.0f64; 3]).first, 2f64.powi(-10));
-        assert_eq!(Ladder::new(&[1e-3f64]).first, 2f64.powi(-20));
-        assert_eq!(Ladder::new(&[2f64.powi(30)]).first, 1.0);
-        for odd in [[1e200, f64::NAN], [f64::INFINITY, 1.0]] {
-            assert_eq!(Ladder::new(&odd).first, 2f64.powi(-10), "{odd:?}");
+        let first = |value, typical| Ladder::new::<f64>(value, typical, &mut Rng::new(1, "ladder")).first;
+        let usual = first(1.0, 1.0);
+        assert!((2f64.powi(-10)..2f64.powi(-9)).contains(&usual));
+        assert_eq!([first(1e-3, 1.0), first(0.0, 0.0), first(-100.0, 7.0)], [usual; 3]);
+        assert_eq!(first(1e-3, 2f64.powi(-10)), usual * 2f64.powi(-5));
+        assert_eq!(first(2f64.powi(30), 1.0), usual * 2f64.powi(10));
+        for (value, typical) in [(f64::MAX, f64::MAX), (5e-324, 5e-324), (f64::NAN, 1.0), (f64::INFINITY, 1.0)] {
+            let ladder = Ladder::new::<f64>(value, typical, &mut Rng::new(1, "ladder"));
+            let last = ladder.first / RATIO.powf((ladder.steps - 1) as f64);
+            assert!(last.is_normal() && ladder.tiny.is_normal() && ladder.first.is_finite(), "{value:e}: {ladder:?}");
         }
+        assert_eq!(typical(&[0.0, 3.0, -1e300, 2.0, f64::NAN, 0.0]), 3.0);
+        assert_eq!(typical(&[0.0f32; 3]), 0.0);
     }
 }

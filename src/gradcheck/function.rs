@@ -2,7 +2,7 @@
 
 use super::comparison::{Comparison, Variables};
 use super::report::{Basis, Entry, Failure, Report, TensorReport};
-use super::{GradCheck, Settings};
+use super::{GradCheck, Settings, wide};
 use crate::error::{Error, Result};
 use crate::simd::Element;
 use crate::tensor::Shape;
@@ -47,9 +47,8 @@ fn gradients<T: Element, const N: usize>(
     gradients.map(|g| g.iter().map(|g| g.to_f64()).collect())
 }
 
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|x| x.to_f64()).collect()
-}
+/// What a report calls a pair of closures.
+const SUBJECT: &str = "a function";
 
 impl GradCheck {
     /// Checks a pair of closures: `forward(inputs, y)` fills y, of `outputs` numbers; `backward(inputs, dy, gradients)` fills the
@@ -60,7 +59,8 @@ impl GradCheck {
     ///
     /// # Errors
     /// [`Failure::Gradient`] with the report if a gradient is wrong; [`Failure::Refused`] if there is no input, if an input has not as
-    /// many values as its shape, if a tolerance is not in `[0, 1)`, or if the forward pass gives two answers for one question.
+    /// many values as its shape, if there is no memory for the outputs, if a tolerance is not in `[0, 1)`, or if the forward pass gives
+    /// two answers for one question.
     pub fn function<T: Element, const N: usize>(
         &self,
         inputs: [Input<'_, T>; N],
@@ -69,11 +69,10 @@ impl GradCheck {
         mut backward: impl FnMut([&[T]; N], &[T], [&mut [T]; N]),
     ) -> std::result::Result<Report, Failure> {
         Input::check(&inputs)?;
-        let dy: Vec<T> = self.0.upstream(outputs);
+        let dy: Vec<T> = self.0.upstream(outputs)?;
         let analytic = gradients(&inputs, |g| backward(inputs.map(|input| input.values), &dy, g));
-        let basis = if T::ROUNDOFF == f64::ROUNDOFF { Basis::F64 } else { Basis::F32 };
         let variables = variables(&inputs, |input| input.values.to_vec(), analytic);
-        compare(&self.0, basis, variables, wide(&dy), outputs, forward)
+        compare(&self.0, Basis::of::<T>(), variables, wide(&dy), outputs, forward)
     }
 
     /// Checks an f32 backward pass against differences of an f64 forward pass.
@@ -88,7 +87,7 @@ impl GradCheck {
         mut backward: impl FnMut([&[f32]; N], &[f32], [&mut [f32]; N]),
     ) -> std::result::Result<Report, Failure> {
         Input::check(&inputs)?;
-        let dy: Vec<f32> = self.0.upstream(outputs);
+        let dy: Vec<f32> = self.0.upstream(outputs)?;
         let analytic = gradients(&inputs, |g| backward(inputs.map(|input| input.values), &dy, g));
         let variables = variables(&inputs, |input| wide(input.values), analytic);
         compare(&self.0, Basis::F32AgainstF64, variables, wide(&dy), outputs, forward)
@@ -99,10 +98,11 @@ impl GradCheck {
     /// `magnitude(inputs, dy, sums)` fills, for every entry of every gradient, the sum of the sizes of the terms that it is computed from:
     /// for a product `sum |a| |b|`. An f32 result is a few `2^-23` of that away from the true one, however small it came out itself, so
     /// `|f32 - f64| <= ulps 2^-23 magnitude` is the rule: `ulps` of each tensor is half the number of roundings on the way to an entry.
-    /// [`TensorReport::excess`] is the worst error as a part of that.
+    /// 0 means exact. [`TensorReport::excess`] is the worst error as a part of that. Tolerances play no part.
     ///
     /// # Errors
-    /// As [`GradCheck::function`]; and if an `ulps` is not finite and above 0.
+    /// As [`GradCheck::function`], and if an `ulps` is not finite and 0 or more. A magnitude that is negative or not finite is a
+    /// failure.
     pub fn twin<const N: usize>(
         &self,
         inputs: [Input<'_, f32>; N],
@@ -113,10 +113,11 @@ impl GradCheck {
         ulps: [f64; N],
     ) -> std::result::Result<Report, Failure> {
         Input::check(&inputs)?;
-        if let Some(ulps) = ulps.iter().find(|ulps| !(**ulps > 0.0 && ulps.is_finite())) {
-            return Err(Error::invalid("gradient check: ulps", ulps, "finite and above 0").into());
+        self.0.tolerance_for(Basis::Twin)?;
+        if let Some(ulps) = ulps.iter().find(|ulps| !(**ulps >= 0.0 && ulps.is_finite())) {
+            return Err(Error::invalid("gradient check: ulps", ulps, "finite and 0 or more").into());
         }
-        let dy: Vec<f32> = self.0.upstream(outputs);
+        let dy: Vec<f32> = self.0.upstream(outputs)?;
         let single = gradients(&inputs, |g| backward(inputs.map(|input| input.values), &dy, g));
         let (values, dy) = (inputs.map(|input| wide(input.values)), wide(&dy));
         let doubles: [Input<'_, f64>; N] = from_fn(|i| Input { name: "", shape: inputs[i].shape, values: &values[i] });
@@ -136,7 +137,7 @@ impl GradCheck {
             report
         });
         Settings::verdict(Report {
-            subject: "a function".to_string(),
+            subject: SUBJECT.to_string(),
             basis: Basis::Twin,
             rtol: 0.0,
             atol: 0.0,
@@ -179,6 +180,6 @@ fn compare<T: Element, const N: usize>(
         wide.iter_mut().zip(&y).for_each(|(wide, y)| *wide = y.to_f64());
         Ok(())
     };
-    let subject = "a function".to_string();
+    let subject = SUBJECT.to_string();
     Settings::verdict(Comparison { subject, basis, variables, dy, outputs, expected: None }.run(settings)?)
 }

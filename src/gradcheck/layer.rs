@@ -1,8 +1,9 @@
 //! Checks of layers, models and plans: their inputs and parameters, with decisions and running statistics held.
 
-use super::comparison::{Comparison, Variables};
+use super::comparison::{Comparison, SAME, Variables};
+use super::differences::is_f64;
 use super::report::{Basis, Failure, Report};
-use super::{GradCheck, Settings};
+use super::{GradCheck, Settings, wide};
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Parameter, ParameterMut};
 use crate::loss::{Loss, Targets};
@@ -19,8 +20,9 @@ impl GradCheck {
     ///
     /// # Errors
     /// [`Failure::Gradient`] with the report if a gradient is wrong; [`Failure::Refused`] if the layer refuses the input, if its
-    /// `visit` and `visit_mut` show different parameters, or gradients of other sizes, if [`Layer::forward_held`] at the base point is
-    /// not [`Layer::forward`] or answers twice differently, or if a tolerance is not in `[0, 1)`.
+    /// `visit` and `visit_mut` show different parameters, or gradients of other sizes, if [`Layer::forward_held`] answers twice
+    /// differently or is another function than [`Layer::forward`], at the base point or on both sides of it, or if a tolerance is not in
+    /// `[0, 1)`.
     ///
     /// # Examples
     /// ```
@@ -37,10 +39,8 @@ impl GradCheck {
         layer: &mut dyn Layer<T>,
         x: TensorRef<'_, T>,
     ) -> std::result::Result<Report, Failure> {
-        let state = State::of(|f| f(layer));
-        let report = of_layer(&self.0, layer, x, &state);
-        state.restore(|f| f(layer));
-        Settings::verdict(report?)
+        let mut held = Held::new(layer);
+        Settings::verdict(of_layer(&self.0, &mut held, x)?)
     }
 
     /// Checks a whole model with its loss in training mode at a batch, layer by layer: the gradients of the input and of all parameters.
@@ -56,10 +56,8 @@ impl GradCheck {
         x: TensorRef<'_, T>,
         targets: Targets<'_, T>,
     ) -> std::result::Result<Report, Failure> {
-        let state = State::of(|f| model.visit_layers_mut(f));
-        let report = of_model(&self.0, model, loss, x, targets, &state);
-        state.restore(|f| model.visit_layers_mut(f));
-        Settings::verdict(report?)
+        let mut held = Held::new(model);
+        Settings::verdict(of_model(&self.0, &mut held, loss, x, targets)?)
     }
 
     /// Checks the gradients that a [`Plan`] of the model computes, which is what training runs: those of all parameters, against
@@ -90,60 +88,106 @@ pub fn normal_batch(shape: impl Into<Shape>, seed: u64) -> Result<Tensor<f64>> {
     Ok(x)
 }
 
-fn basis<T: Element>() -> Basis {
-    if T::ROUNDOFF == f64::ROUNDOFF { Basis::F64 } else { Basis::F32 }
-}
-
 fn of_layer<T: Element>(
     settings: &Settings,
-    layer: &mut dyn Layer<T>,
+    Held { of: layer, state }: &mut Held<'_, T, dyn Layer<T> + '_>,
     x: TensorRef<'_, T>,
-    state: &State<T>,
 ) -> Result<Report> {
     let output = layer.output_shape(x.shape())?;
-    let dy: Vec<T> = settings.upstream(output.len());
     let mut y = Tensor::<T>::zeros(output)?;
-    let mut saved = vec![T::ZERO; layer.saved_len(x.shape())];
-    let mut scratch = vec![T::ZERO; layer.scratch_len(x.shape())];
+    let dy: Vec<T> = settings.upstream(output.len())?;
+    let mut saved = Tensor::<T>::zeros([layer.saved_len(x.shape())])?;
+    let mut scratch = Tensor::<T>::zeros([layer.scratch_len(x.shape())])?;
     let mut dx = Tensor::<T>::zeros(x.shape())?;
     dx.data_mut().fill(T::from_f64(f64::NAN));
 
-    layer.forward(x, y.view_mut(), &mut saved, &mut scratch)?;
+    layer.forward(x, y.view_mut(), saved.data_mut(), scratch.data_mut())?;
     let expected = wide(y.data());
     layer.visit_mut(&mut |parameter| parameter.grad.fill(T::ZERO));
-    layer.backward(x, TensorRef::new(output, &dy)?, Some(dx.view_mut()), &saved, &mut scratch)?;
+    layer.backward(x, TensorRef::new(output, &dy)?, Some(dx.view_mut()), saved.data(), scratch.data_mut())?;
     let first = shown(|f| layer.visit(&mut |p| f(0, p)));
     // Once more, without asking for dx: gradients of parameters are the same, and are added.
-    layer.backward(x, TensorRef::new(output, &dy)?, None, &saved, &mut scratch)?;
+    layer.backward(x, TensorRef::new(output, &dy)?, None, saved.data(), scratch.data_mut())?;
     let second = shown(|f| layer.visit(&mut |p| f(0, p)));
     let writable = writable(|f| layer.visit_mut(&mut |p| f(0, p)));
     let mut variables = vec![input(x, dx.data())];
     variables.extend(paired(first, second, &writable)?.into_iter().map(|v| Variables {
         // A layer's own parameters go by their names alone.
-        name: v.name.trim_start_matches("0.").to_string(),
+        name: v.name.strip_prefix("0.").map_or_else(|| v.name.clone(), str::to_string),
         ..v
     }));
     let subject = layer.describe();
+    holds_decisions_alone(settings, *layer, x)?;
     let outputs = &mut |values: &[Vec<T>], wide: &mut [f64]| {
-        state.hold(|f| f(layer));
+        state.hold(*layer);
         let mut parameters = values[1..].iter();
         layer.visit_mut(&mut |p| write(&mut parameters, p));
-        layer.forward_held(x, TensorRef::new(x.shape(), &values[0])?, y.view_mut(), &mut saved, &mut scratch)?;
+        let moved = TensorRef::new(x.shape(), &values[0])?;
+        layer.forward_held(x, moved, y.view_mut(), saved.data_mut(), scratch.data_mut())?;
         wide.iter_mut().zip(y.data()).for_each(|(wide, y)| *wide = y.to_f64());
         Ok(())
     };
     let dy = wide(&dy);
-    Comparison { subject, basis: basis::<T>(), variables, dy, outputs, expected: Some(expected) }.run(settings)
+    Comparison { subject, basis: Basis::of::<T>(), variables, dy, outputs, expected: Some(expected) }.run(settings)
+}
+
+/// Steps at which what is held is compared with what is not, for f64 and f32: hardly ever across a decision.
+const HELD_STEPS: [f64; 2] = [1e-6, 1e-2];
+/// Part of an output's change by which the two may differ.
+const HELD: f64 = 0.01;
+
+/// An error if `forward_held` is another function than `forward`: a layer that holds its statistics too would be compared with what it
+/// is not. A decision makes the two differ on one side of the base point; only where an output differs on both, more is held.
+fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<T>, x: TensorRef<'_, T>) -> Result<()> {
+    let Held { of: layer, state } = &mut Held::new(layer);
+    let mut rng = Rng::new(settings.seed, "gradcheck held");
+    let output = layer.output_shape(x.shape())?;
+    let (mut free, mut held) = (Tensor::<T>::zeros(output)?, Tensor::<T>::zeros(output)?);
+    let mut saved = Tensor::<T>::zeros([layer.saved_len(x.shape())])?;
+    let mut scratch = Tensor::<T>::zeros([layer.scratch_len(x.shape())])?;
+    layer.forward(x, free.view_mut(), saved.data_mut(), scratch.data_mut())?;
+    let base = wide(free.data());
+    let mut draw = |len: usize| (0..len).map(|_| rng.normal()).collect::<Vec<f64>>();
+    let along = draw(x.data().len());
+    let of_parameters: Vec<Vec<f64>> = state.parameters.iter().map(|(value, _)| draw(value.len())).collect();
+    let mut differs = vec![2u8; base.len()];
+    for sign in [1.0, -1.0] {
+        let h = sign * HELD_STEPS[usize::from(!is_f64::<T>())];
+        let step = |value: &[T], along: &[f64]| -> Vec<T> {
+            value.iter().zip(along).map(|(v, d)| T::from_f64(v.to_f64() + h * d)).collect()
+        };
+        let moved = step(x.data(), &along);
+        let moved = TensorRef::new(x.shape(), &moved)?;
+        let parameters = state.parameters.iter().zip(&of_parameters);
+        let parameters: Vec<Vec<T>> = parameters.map(|((value, _), along)| step(value, along)).collect();
+        state.hold(*layer);
+        let mut parameters = parameters.iter();
+        layer.visit_mut(&mut |p| write(&mut parameters, p));
+        layer.forward(moved, free.view_mut(), saved.data_mut(), scratch.data_mut())?;
+        state.hold(*layer);
+        layer.forward_held(x, moved, held.view_mut(), saved.data_mut(), scratch.data_mut())?;
+        for (i, differs) in differs.iter_mut().enumerate() {
+            let (free, held) = (free.data()[i].to_f64(), held.data()[i].to_f64());
+            let change = (free - base[i]).abs().max((held - base[i]).abs());
+            let rounding = SAME * T::ROUNDOFF * base[i].abs().max(free.abs());
+            *differs -= u8::from((free - held).abs() > HELD * change + rounding);
+        }
+    }
+    if differs.contains(&0) {
+        let what = format!("gradient check of {}: forward_held", layer.describe());
+        return Err(Error::invalid(what, "another function than forward", "the same but for decisions"));
+    }
+    Ok(())
 }
 
 fn of_model<T: Element>(
     settings: &Settings,
-    model: &mut Sequential<T>,
+    held: &mut Held<'_, T, Sequential<T>>,
     loss: Loss,
     x: TensorRef<'_, T>,
     targets: Targets<'_, T>,
-    state: &State<T>,
 ) -> Result<Report> {
+    let model = &mut *held.of;
     let (mut base, mut dx) = (model.workspace(x.shape())?, Tensor::<T>::zeros(x.shape())?);
     dx.data_mut().fill(T::from_f64(f64::NAN));
     model.forward(x, &mut base)?;
@@ -160,7 +204,7 @@ fn of_model<T: Element>(
     let writable = writable(|f| model.visit_mut(f));
     let mut variables = vec![input(x, dx.data())];
     variables.extend(paired(first, second, &writable)?);
-    differences(settings, (model, state), loss, (x, targets), variables, expected)
+    differences(settings, held, loss, (x, targets), (variables, 1), expected)
 }
 
 fn of_plan<T: Element>(
@@ -175,34 +219,42 @@ fn of_plan<T: Element>(
     plan.forward(x)?;
     let expected = plan.loss_of(targets)?;
     plan.backward(x)?;
-    let shown = shown(|f| plan.visit(f));
+    let first = shown(|f| plan.visit(f));
     let mut model = plan.into_model();
-    let state = State::of(|f| model.visit_layers_mut(f));
+    agree(&first, &writable(|f| model.visit_mut(f)))?;
     let of_parameter = |(name, values, analytic): (String, Vec<T>, Vec<f64>)| {
         let shape = [values.len()].into();
         Variables { name, shape, values, analytic, added: None }
     };
-    let variables = shown.into_iter().map(of_parameter).collect();
-    differences(settings, (&mut model, &state), loss, (x, targets), variables, expected)
+    let variables = first.into_iter().map(of_parameter).collect();
+    differences(settings, &mut Held::new(&mut model), loss, (x, targets), (variables, 0), expected)
 }
 
-/// The comparison with differences of a model's loss; the variables are its parameters, after its input if that has a gradient.
+/// The comparison with differences of a model's loss; the variables are its parameters, after so many inputs.
 fn differences<T: Element>(
     settings: &Settings,
-    (model, state): (&mut Sequential<T>, &State<T>),
+    Held { of: model, state }: &mut Held<'_, T, Sequential<T>>,
     loss: Loss,
     (x, targets): (TensorRef<'_, T>, Targets<'_, T>),
-    variables: Vec<Variables<T>>,
+    (variables, inputs): (Vec<Variables<T>>, usize),
     expected: f64,
 ) -> Result<Report> {
     let (mut base, mut trial) = (model.workspace(x.shape())?, model.workspace(x.shape())?);
-    state.hold(|f| model.visit_layers_mut(f));
+    state.hold(*model);
     model.forward(x, &mut base)?;
+    let (mut index, mut all_hold) = (0, Ok(()));
+    model.visit_layers_mut(&mut |layer| {
+        if all_hold.is_ok() {
+            let input = if index == 0 { x } else { base.output_of(index - 1) };
+            all_hold = holds_decisions_alone(settings, layer, input);
+        }
+        index += 1;
+    });
+    all_hold?;
     let names: Vec<String> = model.layers().map(Layer::describe).collect();
     let subject = format!("{} with {loss:?}", names.join(", "));
-    let inputs = variables.len() - state.parameters.len();
     let outputs = &mut |values: &[Vec<T>], y: &mut [f64]| {
-        state.hold(|f| model.visit_layers_mut(f));
+        state.hold(*model);
         let (input, parameters) = values.split_at(inputs);
         let mut parameters = parameters.iter();
         model.visit_mut(&mut |_, p| write(&mut parameters, p));
@@ -212,7 +264,44 @@ fn differences<T: Element>(
         Ok(())
     };
     let expected = Some(vec![expected]);
-    Comparison { subject, basis: basis::<T>(), variables, dy: vec![1.0], outputs, expected }.run(settings)
+    Comparison { subject, basis: Basis::of::<T>(), variables, dy: vec![1.0], outputs, expected }.run(settings)
+}
+
+/// What consists of layers.
+trait Layers<T: Element> {
+    /// Calls `f` with each layer, in order.
+    fn each(&mut self, f: &mut dyn FnMut(&mut dyn Layer<T>));
+}
+
+impl<T: Element> Layers<T> for dyn Layer<T> + '_ {
+    fn each(&mut self, f: &mut dyn FnMut(&mut dyn Layer<T>)) {
+        f(self);
+    }
+}
+
+impl<T: Element> Layers<T> for Sequential<T> {
+    fn each(&mut self, f: &mut dyn FnMut(&mut dyn Layer<T>)) {
+        self.visit_layers_mut(f);
+    }
+}
+
+/// A layer or a model, with what it held when the check began; it gets that back when the check ends, also by a panic.
+struct Held<'a, T: Element, L: Layers<T> + ?Sized> {
+    of: &'a mut L,
+    state: State<T>,
+}
+
+impl<'a, T: Element, L: Layers<T> + ?Sized> Held<'a, T, L> {
+    fn new(of: &'a mut L) -> Self {
+        let state = State::of(of);
+        Held { of, state }
+    }
+}
+
+impl<T: Element, L: Layers<T> + ?Sized> Drop for Held<'_, T, L> {
+    fn drop(&mut self) {
+        self.state.restore(self.of);
+    }
 }
 
 /// All that a layer, or each layer of a model, holds.
@@ -224,13 +313,10 @@ struct State<T> {
     counts: Vec<u64>,
 }
 
-/// Calls what it is given with each layer, in order.
-type EachLayer<'a, T> = dyn FnMut(&mut dyn Layer<T>) + 'a;
-
 impl<T: Element> State<T> {
-    fn of(each: impl FnOnce(&mut EachLayer<'_, T>)) -> Self {
+    fn of(layers: &mut (impl Layers<T> + ?Sized)) -> Self {
         let mut state = State { parameters: Vec::new(), buffers: Vec::new(), counts: Vec::new() };
-        each(&mut |layer| {
+        layers.each(&mut |layer| {
             layer.visit_mut(&mut |p| state.parameters.push((p.value.to_vec(), p.grad.to_vec())));
             layer.visit_buffers_mut(&mut |_, buffer| state.buffers.push(buffer.to_vec()));
             layer.visit_counts_mut(&mut |_, count| state.counts.push(*count));
@@ -239,28 +325,23 @@ impl<T: Element> State<T> {
     }
 
     /// Puts back what moves in a training pass.
-    fn hold(&self, each: impl FnOnce(&mut EachLayer<'_, T>)) {
-        each(&mut self.holder());
-    }
-
-    fn holder(&self) -> impl FnMut(&mut dyn Layer<T>) {
+    fn hold(&self, layers: &mut (impl Layers<T> + ?Sized)) {
         let (mut buffers, mut counts) = (self.buffers.iter(), self.counts.iter());
-        move |layer| {
+        layers.each(&mut |layer| {
             layer.visit_buffers_mut(&mut |_, buffer| put_back(buffer, buffers.next()));
             layer.visit_counts_mut(&mut |_, count| *count = counts.next().copied().unwrap_or(*count));
-        }
+        });
     }
 
     /// Puts back everything.
-    fn restore(&self, each: impl FnOnce(&mut EachLayer<'_, T>)) {
-        let (mut hold, mut parameters) = (self.holder(), self.parameters.iter());
-        each(&mut |layer| {
-            hold(layer);
+    fn restore(&self, layers: &mut (impl Layers<T> + ?Sized)) {
+        self.hold(layers);
+        let mut parameters = self.parameters.iter();
+        layers.each(&mut |layer| {
             layer.visit_mut(&mut |p| {
-                if let Some((value, grad)) = parameters.next() {
-                    put_back(p.value, Some(value));
-                    put_back(p.grad, Some(grad));
-                }
+                let old = parameters.next();
+                put_back(p.value, old.map(|(value, _)| value));
+                put_back(p.grad, old.map(|(_, grad)| grad));
             });
         });
     }
@@ -275,10 +356,6 @@ fn put_back<T: Copy>(now: &mut [T], old: Option<&Vec<T>>) {
 
 fn write<T: Copy>(values: &mut std::slice::Iter<'_, Vec<T>>, parameter: ParameterMut<'_, T>) {
     put_back(parameter.value, values.next());
-}
-
-fn wide<T: Element>(values: &[T]) -> Vec<f64> {
-    values.iter().map(|x| x.to_f64()).collect()
 }
 
 fn input<T: Element>(x: TensorRef<'_, T>, dx: &[T]) -> Variables<T> {
@@ -303,24 +380,31 @@ fn writable<T: Element>(visit: impl FnOnce(&mut dyn FnMut(usize, ParameterMut<'_
     writable
 }
 
-/// The parameters after one backward pass and after another, which should have added the same again; and what can be written must
-/// be what can be read, or a check would move something else than it looks at.
-fn paired<T: Element>(first: Shown<T>, second: Shown<T>, writable: &Writable<T>) -> Result<Vec<Variables<T>>> {
+/// An error unless what can be written is what can be read, or a check would move something else than it looks at.
+fn agree<T: Element>(read: &Shown<T>, writable: &Writable<T>) -> Result<()> {
     let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
     let same = |read: &[T], written: &[T]| read.iter().map(|x| x.bits()).eq(written.iter().map(|x| x.bits()));
-    let agrees = first.len() == writable.len()
-        && first.iter().zip(writable).all(|(read, written)| {
+    let agrees = read.len() == writable.len()
+        && read.iter().zip(writable).all(|(read, written)| {
             // `3.weight` in a model is `weight` to its layer.
-            read.0.rsplit('.').next() == Some(written.0) && same(&read.1, &written.1) && read.2.len() == written.2
+            let name = read.0.split_once('.').map(|(_, name)| name);
+            name == Some(written.0) && same(&read.1, &written.1) && read.2.len() == written.2
         });
     if !agrees {
-        let expected = format!("what visit shows: {}", names(&mut first.iter().map(|p| p.0.as_str())));
+        let expected = format!("what visit shows: {}", names(&mut read.iter().map(|p| p.0.as_str())));
         return Err(Error::shape("gradient check: visit_mut", expected, names(&mut writable.iter().map(|p| p.0))));
     }
-    if let Some((name, values, grad)) = first.iter().find(|(_, values, grad)| values.len() != grad.len()) {
+    if let Some((name, values, grad)) = read.iter().find(|(_, values, grad)| values.len() != grad.len()) {
         let found = format!("{} gradients", grad.len());
         return Err(Error::shape(format!("gradient check: {name}"), format!("{} values", values.len()), found));
     }
+    Ok(())
+}
+
+/// The parameters after one backward pass and after another, which should have added the same again.
+fn paired<T: Element>(first: Shown<T>, second: Shown<T>, writable: &Writable<T>) -> Result<Vec<Variables<T>>> {
+    agree(&first, writable)?;
+    agree(&second, writable)?;
     let pairs = first.into_iter().zip(second);
     Ok(pairs
         .map(|((name, values, analytic), (_, _, both))| {

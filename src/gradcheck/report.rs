@@ -1,6 +1,8 @@
 //! What a check found, tensor by tensor, for people and for programs.
 
+use super::differences::is_f64;
 use crate::error::Error;
+use crate::simd::Element;
 use crate::tensor::Shape;
 use std::fmt;
 use std::fmt::Write as _;
@@ -19,6 +21,11 @@ pub enum Basis {
 }
 
 impl Basis {
+    /// That of a function which is all of one type.
+    pub(super) fn of<T: Element>() -> Self {
+        if is_f64::<T>() { Basis::F64 } else { Basis::F32 }
+    }
+
     /// rtol and atol unless others are asked for; [`Basis::Twin`] has units in the last place in their place.
     pub fn tolerances(self) -> (f64, f64) {
         match self {
@@ -57,7 +64,7 @@ pub enum Verdict {
     Right,
     /// An entry is not.
     Wrong,
-    /// It has entries, and all of them lie at a kink: nothing could be checked.
+    /// More entries lie at a kink than could be checked, or rounding of the function hides what the gradient is.
     Unknown,
 }
 
@@ -91,11 +98,13 @@ impl Entry {
     /// How many times what is allowed; a NaN, or a bound that is none, is worse than any number.
     fn excess(&self) -> f64 {
         let error = self.error();
-        match error <= self.allowed && self.allowed.is_finite() {
-            true if self.allowed == 0.0 => 0.0,
-            true => error / self.allowed,
-            false if error.is_finite() && self.allowed > 0.0 => error / self.allowed,
-            false => f64::INFINITY,
+        let is_bound = self.allowed.is_finite() && self.allowed >= 0.0;
+        if error.is_nan() || !is_bound {
+            f64::INFINITY
+        } else if error == 0.0 {
+            0.0
+        } else {
+            error / self.allowed
         }
     }
 }
@@ -124,13 +133,15 @@ pub struct TensorReport {
     pub error: f64,
     /// How far apart they may be.
     pub allowed: f64,
-    /// What `atol` multiplies: the largest entry of the tensor's gradient, or what rounding hides if that is more.
+    /// What `atol` multiplies: the largest entry of the tensor's gradient, or so much that no less is allowed than rounding hides.
     pub scale: f64,
-    /// How far apart the differences with two steps are.
+    /// How far apart the last two extrapolations of the differences are, with what noise leaves in them.
     pub doubt: f64,
-    /// How the error of the linear model falls with the step: 2 for the right gradient, 1 for a wrong one, `None` for a function
-    /// that is linear to within rounding.
+    /// How the error of the linear model falls with the step: 2 for the right gradient (3 where the function does not bend), 1 for one that
+    /// is off, if only by what is allowed, and `None` for a function that is linear to within rounding.
     pub slope: Option<f64>,
+    /// Whether rounding of the function hides how large the gradient is.
+    pub is_hidden: bool,
     /// Whether the worst entry is of what a second backward pass added: it should be the same again.
     pub is_second_pass: bool,
     excess: f64,
@@ -152,6 +163,7 @@ impl TensorReport {
             scale,
             doubt: 0.0,
             slope: None,
+            is_hidden: false,
             is_second_pass: false,
             excess: -1.0,
         }
@@ -173,7 +185,7 @@ impl TensorReport {
     pub fn verdict(&self) -> Verdict {
         if self.excess > 1.0 {
             Verdict::Wrong
-        } else if self.checked == 0 && self.skipped > 0 {
+        } else if self.is_hidden || self.skipped > self.checked {
             Verdict::Unknown
         } else {
             Verdict::Right
@@ -211,7 +223,13 @@ impl TensorReport {
     fn advice(&self) -> Option<String> {
         let text = match self.verdict() {
             Verdict::Right => return None,
-            Verdict::Unknown => "every entry lies at a kink: move the data off it".to_string(),
+            Verdict::Unknown if self.is_hidden => {
+                "rounding of the function hides how large this gradient is: take a large constant or factor out of it"
+                    .to_string()
+            }
+            Verdict::Unknown => {
+                format!("{} of {} entries lie at a kink: move the data off it", self.skipped, self.shape.len())
+            }
             Verdict::Wrong if self.is_second_pass => {
                 "a second backward pass should add the same to the gradient again, whether dx is asked for or not"
                     .to_string()
@@ -306,11 +324,18 @@ impl Report {
             if let Some(directions) = t.directions {
                 write_into(&mut json, format_args!(",\"directions\":{directions}"));
             }
-            write_into(&mut json, format_args!(",\"worst\":{worst:?}"));
+            match t.excess >= 0.0 {
+                true => {
+                    write_into(&mut json, format_args!(",\"worst\":{worst:?},\"second_pass\":{}", t.is_second_pass))
+                }
+                false => json.push_str(",\"worst\":null,\"second_pass\":false"),
+            }
             let slope = t.slope.unwrap_or(f64::NAN);
+            let shown = |value: f64| if t.excess >= 0.0 { value } else { f64::NAN };
             let figures = [
-                ("analytic", t.analytic),
-                ("numeric", t.numeric),
+                ("excess", shown(t.excess)),
+                ("analytic", shown(t.analytic)),
+                ("numeric", shown(t.numeric)),
                 ("error", t.error),
                 ("relative", t.relative_error()),
                 ("allowed", t.allowed),

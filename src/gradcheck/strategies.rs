@@ -33,6 +33,9 @@ use proptest::sample::select;
 use std::ops::RangeInclusive;
 
 /// A size within bounds, three times in four one of [`AWKWARD_SIZES`] if there are any; it shrinks to the smallest.
+///
+/// # Panics
+/// If there is none within the bounds, as all strategies here that take bounds.
 pub fn size(bounds: RangeInclusive<usize>) -> BoxedStrategy<usize> {
     let awkward: Vec<usize> = AWKWARD_SIZES.into_iter().filter(|size| bounds.contains(size)).collect();
     if awkward.is_empty() { bounds.boxed() } else { prop_oneof![3 => select(awkward), 1 => bounds].boxed() }

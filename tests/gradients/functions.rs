@@ -51,7 +51,7 @@ fn absolute(x: &[f64], check: GradCheck, wrong: bool) -> std::result::Result<Rep
 
 #[test]
 fn entries_at_a_kink_are_skipped_and_counted() {
-    let x = [0.0, 1e-12, -1e-6, 1e-5, 1e-4, -2e-3, 1.0, -0.5, -0.0];
+    let x = [0.0, 1e-15, -1e-6, 1e-5, 1e-4, -2e-3, 1.0, -0.5, -0.0];
     for check in [GradCheck::new(5), GradCheck::new(5).fast()] {
         let report = passes("kinks", absolute(&x, check, false));
         assert_eq!((report.checked(), report.skipped()), (6, 3), "{report}");
@@ -62,7 +62,7 @@ fn entries_at_a_kink_are_skipped_and_counted() {
     // With nothing left to check, nothing is said to be right.
     let nothing = fails("all at kinks", absolute(&[0.0, 0.0], GradCheck::new(5), false));
     assert_eq!(nothing.tensors[0].verdict(), Verdict::Unknown);
-    assert!(nothing.to_string().contains("every entry lies at a kink: move the data off it"), "{nothing}");
+    assert!(nothing.to_string().contains("2 of 2 entries lie at a kink: move the data off it"), "{nothing}");
 }
 
 #[test]
@@ -152,8 +152,86 @@ fn a_twin_is_held_to_units_in_the_last_place() {
     assert!(report.basis == Basis::Twin && report.tensors[1].excess() > 0.0, "{report}");
     let report = fails("two units off", check(2.0 * f32::EPSILON));
     assert!(!report.tensors[0].passed() && report.tensors[1].passed(), "{report}");
-    let refused = GradCheck::new(4).twin(inputs, 64, |_, _, _| {}, twin, magnitude, [0.0, 1.0]);
-    assert!(refused.unwrap_err().to_string().contains("ulps is 0, but must be finite and above 0"));
+    let refused = GradCheck::new(4).twin(inputs, 64, |_, _, _| {}, twin, magnitude, [-1.0, 1.0]);
+    assert!(refused.unwrap_err().to_string().contains("ulps is -1, but must be finite and 0 or more"));
+}
+
+/// A bound that is none would excuse anything; none at all asks for the same numbers.
+#[test]
+fn a_twin_needs_a_finite_magnitude() {
+    let inputs = [Input::new("x", [2], &[1.0f32, 2.0])];
+    let check = |factor: f64, magnitude: f64, ulps| {
+        GradCheck::new(1).twin(
+            inputs,
+            2,
+            |_, dy, [dx]| dx.copy_from_slice(dy),
+            |_, dy, [dx]| (0..2).for_each(|i| dx[i] = factor * dy[i]),
+            |_, _, [sums]| sums.fill(magnitude),
+            [ulps],
+        )
+    };
+    passes("exact", check(1.0, 1.0, 0.0));
+    fails("hardly off", check(1.0 + 1e-12, 1.0, 0.0));
+    for magnitude in [f64::INFINITY, f64::NAN] {
+        fails(&format!("{magnitude}"), check(2.0, magnitude, 4.0));
+    }
+}
+
+/// Rows divided by their norm; one row is padding, with values that hardly are any, so that the function is steep there.
+#[test]
+fn a_steep_function_is_no_kink() {
+    const EPS: f64 = 1e-10;
+    let x: Vec<f64> = [0.5, -1.0, 2.0, 0.1].into_iter().chain([0.3, -0.7, 1.1, 0.2].map(|x| 1e-5 * x)).collect();
+    let norm = |x: &[f64], eps: f64| (x.iter().map(|x| x * x).sum::<f64>() / 4.0 + eps).sqrt();
+    let check = |eps| {
+        let forward = |[x]: [&[f64]; 1], y: &mut [f64]| {
+            for (x, y) in x.chunks(4).zip(y.chunks_mut(4)) {
+                (0..4).for_each(|i| y[i] = x[i] / norm(x, EPS));
+            }
+        };
+        GradCheck::new(3).function([Input::new("x", [2, 4], &x)], 8, forward, |[x], dy, [dx]| {
+            for ((x, dy), dx) in x.chunks(4).zip(dy.chunks(4)).zip(dx.chunks_mut(4)) {
+                let r = norm(x, eps);
+                let along: f64 = x.iter().zip(dy).map(|(x, dy)| x * dy / r).sum();
+                (0..4).for_each(|i| dx[i] = (dy[i] - x[i] / r * along / 4.0) / r);
+            }
+        })
+    };
+    assert_eq!(passes("with eps", check(EPS)).skipped(), 0);
+    assert_eq!(fails("without eps", check(0.0)).skipped(), 0);
+}
+
+/// What rounding hides is not right, and a jump that is skipped excuses nothing else.
+#[test]
+fn what_cannot_be_seen_is_not_said_to_be_right() {
+    let x = [0.5, -0.6, 0.7];
+    let shifted = |by: f64, factor: f64| {
+        let forward = |[x]: [&[f64]; 1], y: &mut [f64]| (0..3).for_each(|i| y[i] = by + x[i]);
+        GradCheck::new(1).function([Input::new("x", [3], &x)], 3, forward, |_, dy, [dx]| {
+            (0..3).for_each(|i| dx[i] = factor * dy[i]);
+        })
+    };
+    passes("a small shift", shifted(10.0, 1.0));
+    fails("a small shift, wrong", shifted(10.0, 1.0001));
+    for factor in [0.0, 0.95, 1.0] {
+        let report = fails("a huge shift", shifted(1e10, factor));
+        assert_eq!(
+            report.tensors[0].verdict(),
+            if factor == 0.0 { Verdict::Wrong } else { Verdict::Unknown },
+            "{report}"
+        );
+    }
+    let jump = |factor: f64| {
+        let forward = |[x]: [&[f64]; 1], y: &mut [f64]| {
+            (y[0], y[1], y[2]) = (if x[0] > 1e-12 { 1.0 } else { 0.0 }, x[1], x[2]);
+        };
+        GradCheck::new(1).function([Input::new("x", [3], &[0.0, 1.0, -1.4])], 3, forward, |_, dy, [dx]| {
+            (dx[0], dx[1], dx[2]) = (0.0, factor * dy[1], factor * dy[2]);
+        })
+    };
+    let report = passes("beside a jump", jump(1.0));
+    assert_eq!(report.skipped(), 1, "{report}");
+    fails("wrong beside a jump", jump(1.0002));
 }
 
 /// Tolerances mean what the rule says.
@@ -224,9 +302,10 @@ fn a_report_as_a_program_reads_it() {
     let json = report.to_json();
     let expected = [
         "{\"subject\":\"a function\",\"passed\":false,\"basis\":\"f64\",\"rtol\":1e-5,\"atol\":1e-7,\"seed\":7,\"tensors\":[",
-        "{\"name\":\"x\",\"shape\":[1],\"checked\":1,\"skipped\":0,\"verdict\":\"WRONG\",\"worst\":[0],\"analytic\":1.5e0,\"numeric\":",
+        "{\"name\":\"x\",\"shape\":[1],\"checked\":1,\"skipped\":0,\"verdict\":\"WRONG\",\"worst\":[0],\"second_pass\":false,\"excess\":",
     ];
     assert!(json.starts_with(&expected.concat()), "{json}");
+    assert!(json.contains("\"analytic\":1.5e0,\"numeric\":"), "{json}");
     assert!(json.ends_with(&format!(",\"slope\":{:e}}}]}}", t.slope.unwrap())), "{json}");
     let nan = fails("NaN", square(f64::NAN)).to_json();
     assert!(nan.contains("\"analytic\":null") && !nan.contains("NaN"), "{nan}");

@@ -15,6 +15,17 @@ pub(super) struct Given {
     pub(super) values: Vec<f32>,
 }
 
+impl Given {
+    /// A vector; an empty one for a parameter that is not there.
+    pub(super) fn parameter(name: &'static str, values: Vec<f32>) -> Self {
+        Given { name, shape: [values.len()].into(), values }
+    }
+
+    pub(super) fn wide(&self) -> Vec<f64> {
+        self.values.iter().map(|&x| f64::from(x)).collect()
+    }
+}
+
 /// A function of `N` tensors with its backward pass, both through the kernels of the type.
 pub(super) trait Function<const N: usize> {
     fn outputs(&self) -> usize;
@@ -36,7 +47,7 @@ pub(super) fn differences<const N: usize>(
     given: &[Given; N],
     check: GradCheck,
 ) -> Checked {
-    let values = given.each_ref().map(|g| g.values.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>());
+    let values = given.each_ref().map(Given::wide);
     let inputs = std::array::from_fn(|i| Input::new(given[i].name, given[i].shape, &values[i]));
     let (forward, outputs) = (|inputs: [&[f64]; N], y: &mut [f64]| function.forward(inputs, y), function.outputs());
     check.function(inputs, outputs, forward, |inputs, dy, gradients| function.backward(inputs, dy, gradients))

@@ -51,7 +51,7 @@ impl Function<1> for Relu {
 
     /// Nothing is computed.
     fn ulps(&self) -> [f64; 1] {
-        [f64::MIN_POSITIVE]
+        [0.0]
     }
 }
 
@@ -118,17 +118,19 @@ impl Function<1> for Loss {
         dy.iter_mut().for_each(|dy| *dy = *dy * dloss[0]);
     }
 
-    /// `(p - onehot) / n`, where p = e^(x - max) / sum has the roundings of its exponent in it; `2 (y - target) / (n c)`.
+    /// `(p - onehot) / n`, where p = e^(y - max) / sum has the roundings of its exponent in it, and those of all others through the sum;
+    /// `2 (y - target) / (n c)`.
     fn magnitude(&self, [y]: [&[f64]; 1], dloss: &[f64], [dy]: [&mut [f64]; 1]) {
         match &self.kind {
             Kind::CrossEntropy(labels) => {
                 for ((y, dy), &label) in y.chunks(self.c).zip(dy.chunks_mut(self.c)).zip(labels) {
                     let largest = y.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let sum: f64 = y.iter().map(|y| (y - largest).exp()).sum();
+                    let of_sum: f64 = y.iter().map(|y| (y - largest).exp() / sum * (y - largest).abs()).sum();
                     for (j, (y, dy)) in y.iter().zip(dy).enumerate() {
                         let p = (y - largest).exp() / sum;
                         let is_label = if j == usize::from(label) { 1.0 } else { 0.0 };
-                        *dy = (p * (1.0 + (y - largest).abs()) + is_label) * dloss[0].abs() / self.n as f64;
+                        *dy = (p * (1.0 + (y - largest).abs() + of_sum) + is_label) * dloss[0].abs() / self.n as f64;
                     }
                 }
             }
@@ -141,7 +143,7 @@ impl Function<1> for Loss {
         }
     }
 
-    /// A difference, a factor and dloss; before those an exponential of 4 roundings, a sum of c terms and a quotient.
+    /// A difference, a factor and dloss; before those two exponentials of 2 roundings each, a sum of c terms and a quotient.
     fn ulps(&self) -> [f64; 1] {
         match self.kind {
             Kind::CrossEntropy(_) => [4.0 + self.c as f64 / 2.0],

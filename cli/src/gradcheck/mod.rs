@@ -13,6 +13,7 @@ use crate::args::{Format, Gradcheck};
 use crate::failure::Failure;
 use crate::term::{Column, Out, Progress, Rows, Term};
 use clap::ValueEnum;
+use evenkeel::Rng;
 use evenkeel::gradcheck::{self, Basis, GradCheck, Report};
 use evenkeel::simd::{ISA_VARIABLE, Isa};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use subjects::Case;
 pub(crate) fn run(options: &Gradcheck) -> Result<(), Failure> {
     let subjects = if options.layers.is_empty() { Subject::value_variants() } else { &options.layers };
     let term = Term::detect(options.quiet || options.format == Format::Json);
-    let progress = term.progress(subjects.len() as u64 * options.cases);
+    let progress = term.progress((subjects.len() as u64).saturating_mul(options.cases));
     let is_human = options.format == Format::Human;
     let mut rows = match is_human {
         true => Some(progress.aside(|| Rows::begin(term, Out, &columns())).map_err(Failure::Output)?),
@@ -109,21 +110,27 @@ fn tally(subject: Subject, options: &Gradcheck, progress: &Progress) -> Result<T
         first_failure: None,
     };
     progress.name(subject.name());
+    // The first case has the seed itself, so that one alone can be repeated; the others have theirs drawn from it.
+    let mut drawn = Rng::new(options.seed, "gradcheck cases");
     for case in 0..options.cases {
-        let seed = options.seed.wrapping_add(case);
-        tally.add(seed, subject.check(seed, options.check(seed)))?;
+        let seed = if case == 0 { options.seed } else { drawn.next_u64() };
+        tally.add(seed, subject.check(seed, options.check(seed)), options)?;
         progress.advance(1);
     }
     Ok(tally)
 }
 
 impl Tally {
-    fn add(&mut self, seed: u64, Case { what, differences, twin }: Case) -> Result<(), Failure> {
+    fn add(&mut self, seed: u64, Case { what, differences, twin }: Case, options: &Gradcheck) -> Result<(), Failure> {
         let mut has_failed = false;
         for (checked, is_twin) in std::iter::once((differences, false)).chain(twin.map(|twin| (twin, true))) {
             let report = match checked {
                 Ok(report) => report,
-                Err(gradcheck::Failure::Refused(error)) => return Err(Failure::while_doing(what)(error)),
+                Err(gradcheck::Failure::Refused(error)) => {
+                    let failed = Failed { what, seed, text: String::new() };
+                    let doing = format!("{}, repeated by {}", failed.what, failed.command(self.subject, options));
+                    return Err(Failure::while_doing(doing)(error));
+                }
                 Err(gradcheck::Failure::Gradient(report)) => {
                     has_failed = true;
                     let text = report.to_string();

@@ -15,6 +15,8 @@ pub(super) struct Network {
     hidden: Vec<Hidden>,
     outputs: usize,
     loss: Loss,
+    /// Of a plan.
+    fusion: Fusion,
     seed: u64,
 }
 
@@ -31,7 +33,8 @@ impl Network {
         let hidden = (0..1 + rng.index(3)).map(|_| Hidden::new(rng)).collect();
         let loss = if rng.below(2) == 0 { Loss::CrossEntropy } else { Loss::Mse };
         let (inputs, outputs) = (size(rng, 9), size(rng, 7));
-        Network { rows, inputs, hidden, outputs, loss, seed: rng.next_u64() }
+        let fusion = if rng.below(4) == 0 { Fusion::Off } else { Fusion::On };
+        Network { rows, inputs, hidden, outputs, loss, fusion, seed: rng.next_u64() }
     }
 
     fn model(&self) -> evenkeel::Result<Sequential<f64>> {
@@ -53,7 +56,7 @@ impl Network {
         Ok(model.push(Linear::new(width, self.outputs, rng)?))
     }
 
-    /// Layer by layer, or as a plan with its fusion.
+    /// Layer by layer, or as a plan, mostly with fusion.
     pub(super) fn check(&self, check: GradCheck, plan: bool) -> Checked {
         let x = normal_batch([self.rows, self.inputs], self.seed)?;
         let rng = &mut Rng::new(self.seed, "targets");
@@ -66,7 +69,7 @@ impl Network {
         };
         let mut model = self.model()?;
         if plan {
-            check.plan(model, Fusion::On, self.loss, x.view(), targets)
+            check.plan(model, self.fusion, self.loss, x.view(), targets)
         } else {
             check.model(&mut model, self.loss, x.view(), targets)
         }
@@ -97,6 +100,6 @@ impl fmt::Display for Network {
                 write!(f, "({})", parts.join(" "))?;
             }
         }
-        write!(f, "-{}, {:?}", self.outputs, self.loss)
+        write!(f, "-{}, {:?}, fusion {:?}", self.outputs, self.loss, self.fusion)
     }
 }

@@ -1,7 +1,7 @@
 //! Normalisations: the layers, and the kernel fused with ReLU, with statistics of the batch and given ones.
 
 use super::function::{Function, Given, layer_backward, layer_forward};
-use super::subjects::{OFF_THE_KINK, normals, size};
+use super::subjects::{OFF_THE_KINK, normals, size, sizes};
 use evenkeel::Rng;
 use evenkeel::kernels::Activation;
 use evenkeel::kernels::batchnorm::{self, BatchNorm, Gradients, Statistics};
@@ -30,6 +30,8 @@ pub(super) struct Norm {
     c: usize,
     l: usize,
     options: BatchNormOptions,
+    /// Whether gamma and beta are there; a layer has both or neither.
+    affine: (bool, bool),
     by: By,
     /// Mean and variance, if they are given.
     frozen: Option<(Vec<f32>, Vec<f32>)>,
@@ -74,20 +76,26 @@ impl Norm {
         norm
     }
 
-    /// Images of which a channel has more values than one, and channels.
+    /// Images of which a channel has more values than one, and channels; now and then about a leaf of statistics.
     fn rows(rng: &mut Rng, l: usize) -> (usize, usize) {
-        let n = size(rng, (64 / l).max(1));
-        (if n * l == 1 { 2 } else { n }, size(rng, (96 / l).clamp(1, 24)))
+        let [n, c] = sizes(rng, [(64 / l).max(1), (96 / l).clamp(1, 24)], 65);
+        match rng.below(64) {
+            0 => ((1023 + rng.index(3)) / l, 1),
+            _ => (if n * l == 1 { 2 } else { n }, c),
+        }
     }
 
     fn new(rng: &mut Rng, shape: Shape, [n, c, l]: [usize; 3], by: By) -> Self {
         let momentum = [None, Some(0.1), Some(0.0), Some(1.0)][rng.index(4)];
         // Two or three values can lie so close together that with a small eps the function is too steep for differences.
         let eps = if n * l <= 3 { EPS[1 + rng.index(2)] } else { EPS[rng.index(3)] };
-        let options =
-            BatchNormOptions { eps, momentum, affine: rng.below(4) > 0, track_running_stats: rng.below(4) > 0 };
+        let affine = match by {
+            By::Kernel { .. } => (rng.below(4) > 0, rng.below(4) > 0),
+            _ => [(true, true), (false, false)][usize::from(rng.below(4) == 0)],
+        };
+        let options = BatchNormOptions { eps, momentum, affine: affine.0, track_running_stats: rng.below(4) > 0 };
         let (centre, spread) = ([0.0, -10.0, 100.0][rng.index(3)], [1.0, 5.0, 0.5][rng.index(3)]);
-        Norm { shape, n, c, l, options, by, frozen: None, centre, spread }
+        Norm { shape, n, c, l, options, affine, by, frozen: None, centre, spread }
     }
 
     pub(super) fn make(&self) -> Box<dyn Layer<f64>> {
@@ -119,15 +127,16 @@ impl Norm {
         loop {
             let mut x = normals(rng, self.n * self.c * self.l);
             x.iter_mut().for_each(|x| *x = single(self.centre + self.spread * f64::from(*x)));
-            let (gamma, beta) = (normals(rng, self.c), normals(rng, self.c));
-            let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-            if !self.has_relu() || self.z(&wide(&x), &wide(&gamma), &wide(&beta)).iter().all(|z| z.abs() > OFF_THE_KINK)
-            {
-                return [
-                    Given { name: "x", shape: self.shape, values: x },
-                    Given { name: "weight", shape: [self.c].into(), values: gamma },
-                    Given { name: "bias", shape: [self.c].into(), values: beta },
-                ];
+            let mut parameter = |is_there: bool| if is_there { normals(rng, self.c) } else { Vec::new() };
+            let (gamma, beta) = (parameter(self.affine.0), parameter(self.affine.1));
+            let given = [
+                Given { name: "x", shape: self.shape, values: x },
+                Given::parameter("weight", gamma),
+                Given::parameter("bias", beta),
+            ];
+            let [x, gamma, beta] = given.each_ref().map(Given::wide);
+            if !self.has_relu() || self.z(&x, &gamma, &beta).iter().all(|z| z.abs() > OFF_THE_KINK) {
+                return given;
             }
         }
     }
@@ -153,14 +162,14 @@ impl Norm {
         let of = |(i, x): (usize, &f64)| {
             let j = self.channel(i);
             let (mean, rstd) = statistics[j];
-            let (gamma, beta) = if self.options.affine { (gamma[j], beta[j]) } else { (1.0, 0.0) };
+            let (gamma, beta) = (gamma.get(j).copied().unwrap_or(1.0), beta.get(j).copied().unwrap_or(0.0));
             gamma * rstd * (x - mean) + beta
         };
         x.iter().enumerate().map(of).collect()
     }
 
     fn kernel<'a, T>(&self, gamma: &'a [T], beta: &'a [T]) -> BatchNorm<'a, T> {
-        let (gamma, beta) = (self.options.affine.then_some(gamma), self.options.affine.then_some(beta));
+        let (gamma, beta) = (self.affine.0.then_some(gamma), self.affine.1.then_some(beta));
         let activation = if self.has_relu() { Activation::Relu } else { Activation::Identity };
         BatchNorm { channels: self.c, inner: self.l, gamma, beta, eps: self.options.eps, activation }
     }
@@ -207,8 +216,12 @@ impl fmt::Display for Norm {
             write!(f, "_{}", format!("{layout:?}").to_lowercase())?;
         }
         write!(f, ", eps {}", self.options.eps)?;
-        let options =
-            [(self.has_relu(), "relu"), (self.is_in_place(), "in place"), (!self.options.affine, "not affine")];
+        let options = [
+            (self.has_relu(), "relu"),
+            (self.is_in_place(), "in place"),
+            (!self.affine.0, "no gamma"),
+            (!self.affine.1, "no beta"),
+        ];
         for (_, text) in options.iter().filter(|(is_so, _)| *is_so) {
             write!(f, ", {text}")?;
         }
@@ -241,7 +254,7 @@ impl Function<3> for Norm {
         let statistics = if self.frozen.is_some() { Statistics::Frozen } else { Statistics::Batch };
         dgamma.fill(T::ZERO);
         dbeta.fill(T::ZERO);
-        let parameters = (self.options.affine.then_some(dgamma), self.options.affine.then_some(dbeta));
+        let parameters = (self.affine.0.then_some(dgamma), self.affine.1.then_some(dbeta));
         if self.is_in_place() {
             dx.copy_from_slice(dy);
             batchnorm::backward_in_place(&norm, statistics, x, dx, &saved, parameters, &mut scratch);
@@ -251,8 +264,9 @@ impl Function<3> for Norm {
         }
     }
 
-    /// `dx = gamma rstd (dz - mean dz - x_hat mean(dz x_hat))`; the mean that x_hat is taken from is off by roundings of the spread, so
-    /// that one more mean of |dz| goes with x_hat.
+    /// In roundings: `dx = a (dz - mean dz - x_hat mean(dz x_hat))` with `a = gamma rstd`. With statistics of the batch, rstd is off by
+    /// half of what the variance is, 16 roundings (`kernels::batchnorm`), and so a by 17; each sum has the roundings of its chain; the
+    /// mean is off by 8 roundings of the spread, which shifts x_hat. Given statistics are exact.
     fn magnitude(&self, [x, gamma, beta]: [&[f64]; 3], dy: &[f64], [dx, dgamma, dbeta]: [&mut [f64]; 3]) {
         let (statistics, z) = (self.statistics(x), self.z(x, gamma, beta));
         let dz = |i: usize| if self.has_relu() && z[i] <= 0.0 { 0.0 } else { dy[i].abs() };
@@ -266,21 +280,31 @@ impl Function<3> for Norm {
             along[self.channel(i)] += dz(i) * x_hat(i);
         }
         let count = (self.n * self.l) as f64;
+        // A sum of few terms has fewer roundings than the 34 of a long one.
+        let chain = count.min(34.0);
+        let (of_rstd, of_mean) = if self.frozen.is_some() { (0.0, 0.0) } else { (16.0, 8.0) };
         for i in 0..x.len() {
             let j = self.channel(i);
-            let scale = if self.options.affine { gamma[j].abs() } else { 1.0 } * statistics[j].1;
-            let of_batch = (of_dz[j] * (1.0 + x_hat(i)) + x_hat(i) * along[j]) / count;
-            dx[i] = scale * (dz(i) + if self.frozen.is_some() { 0.0 } else { of_batch });
+            let a = gamma.get(j).map_or(1.0, |gamma| gamma.abs()) * statistics[j].1;
+            // a, three roundings on the way, and the last.
+            let own = (of_rstd + 5.0) * dz(i);
+            let of_batch = (of_rstd + chain + 5.0) * of_dz[j]
+                + x_hat(i) * ((3.0 * of_rstd + chain + 9.0) * along[j] + of_mean * of_dz[j])
+                + of_mean * along[j];
+            dx[i] = a * (own + if self.frozen.is_some() { 0.0 } else { of_batch / count });
         }
         for j in 0..self.c {
-            let is_there = if self.options.affine { 1.0 } else { 0.0 };
-            dgamma[j] = is_there * (along[j] + of_dz[j]);
-            dbeta[j] = is_there * of_dz[j];
+            if let Some(dgamma) = dgamma.get_mut(j) {
+                *dgamma = (chain + of_rstd + 4.0) * along[j] + of_mean * of_dz[j];
+            }
+            if let Some(dbeta) = dbeta.get_mut(j) {
+                *dbeta = (chain + 1.0) * of_dz[j];
+            }
         }
     }
 
-    /// Of `kernels::batchnorm`'s bounds: 80 roundings in a sum, 19 in rstd and x_hat.
+    /// One rounding is half a unit.
     fn ulps(&self) -> [f64; 3] {
-        [50.0, 50.0, 40.0]
+        [0.5; 3]
     }
 }

@@ -1,7 +1,7 @@
 //! Products: the layer, and the kernel with what is fused into it.
 
 use super::function::{Function, Given, layer_backward, layer_forward};
-use super::subjects::{OFF_THE_KINK, normals, size};
+use super::subjects::{OFF_THE_KINK, normals, sizes};
 use evenkeel::kernels::gemm::{Epilogue, PackedB, gemm, gemm_packed, scratch_len};
 use evenkeel::kernels::relu;
 use evenkeel::layers;
@@ -40,11 +40,11 @@ impl Product {
     /// The kernel, with bias and perhaps ReLU in its epilogue.
     pub(super) fn fused(rng: &mut Rng) -> Self {
         let by = if rng.below(2) == 0 { By::Epilogue } else { By::Packed };
-        Product { relu: rng.below(2) == 0, by, ..Product::sizes(rng) }
+        Product { relu: rng.below(2) == 0, by, has_bias: rng.below(4) > 0, ..Product::sizes(rng) }
     }
 
     fn sizes(rng: &mut Rng) -> Self {
-        let (n, inputs, outputs) = (size(rng, 24), size(rng, 17), size(rng, 17));
+        let [n, inputs, outputs] = sizes(rng, [24, 17, 17], 257);
         Product { n, inputs, outputs, has_bias: true, relu: false, by: By::Layer }
     }
 
@@ -68,10 +68,9 @@ impl Product {
                     shape: [self.inputs, self.outputs].into(),
                     values: normals(rng, self.inputs * self.outputs),
                 },
-                Given { name: "bias", shape: [self.outputs].into(), values: normals(rng, self.outputs) },
+                Given::parameter("bias", if self.has_bias { normals(rng, self.outputs) } else { Vec::new() }),
             ];
-            let [x, weight, bias] =
-                given.each_ref().map(|g| g.values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+            let [x, weight, bias] = given.each_ref().map(Given::wide);
             let mut z = vec![0.0; self.n * self.outputs];
             Product { relu: false, ..*self }.forward([&x, &weight, &bias], &mut z);
             if !self.relu || z.iter().all(|z| z.abs() > OFF_THE_KINK) {
@@ -118,7 +117,12 @@ impl Function<3> for Product {
             return;
         }
         let mut scratch = vec![T::ZERO; scratch_len::<T>(m, k, n)];
-        let epilogue = if self.relu { Epilogue::BiasRelu(bias) } else { Epilogue::Bias(bias) };
+        let epilogue = match (self.has_bias, self.relu) {
+            (true, true) => Epilogue::BiasRelu(bias),
+            (true, false) => Epilogue::Bias(bias),
+            (false, true) => Epilogue::Relu,
+            (false, false) => Epilogue::None,
+        };
         let (a, b, c) = (MatRef::new(x, m, k), MatRef::new(weight, k, n), MatMut::new(y, m, n));
         if self.by == By::Packed {
             let packed = PackedB::new(b).expect("a small matrix");
@@ -142,7 +146,7 @@ impl Function<3> for Product {
         let mut scratch = vec![T::ZERO; most];
         let (x, dz, weight) = (MatRef::new(x, m, k), MatRef::new(&dz, m, n), MatRef::new(weight, k, n));
         dbias.fill(T::ZERO);
-        let sums = Epilogue::ColumnSums(dbias);
+        let sums = if self.has_bias { Epilogue::ColumnSums(dbias) } else { Epilogue::None };
         gemm(T::ONE, x.transpose(), dz, T::ZERO, MatMut::new(dweight, k, n), sums, &mut scratch);
         gemm(T::ONE, dz, weight.transpose(), T::ZERO, MatMut::new(dx, m, k), Epilogue::None, &mut scratch);
     }

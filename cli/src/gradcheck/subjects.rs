@@ -57,6 +57,17 @@ pub(super) fn size(rng: &mut Rng, most: usize) -> usize {
     AWKWARD_SIZES[rng.index(count)]
 }
 
+/// Awkward sizes, of which one may be large: products and normalisations have edges far out, and checking an entry takes as long as there
+/// are entries.
+pub(super) fn sizes<const N: usize>(rng: &mut Rng, most: [usize; N], large: usize) -> [usize; N] {
+    let mut sizes = most.map(|most| size(rng, most));
+    if rng.below(8) == 0 {
+        sizes = sizes.map(|size| size.min(3));
+        sizes[rng.index(N)] = size(rng, large);
+    }
+    sizes
+}
+
 /// Standard normal numbers that f32 holds.
 pub(super) fn normals(rng: &mut Rng, len: usize) -> Vec<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "rounding is what is asked for")]
@@ -124,6 +135,5 @@ fn layer(layer: &mut dyn Layer<f64>, given: &[Given], check: GradCheck) -> Check
         let values = given.iter().find(|g| g.name == p.name).map_or(&[][..], |g| &g.values);
         p.value.iter_mut().zip(values).for_each(|(p, &value)| *p = f64::from(value));
     });
-    let x: Vec<f64> = given[0].values.iter().map(|&x| f64::from(x)).collect();
-    check.layer(layer, TensorRef::new(given[0].shape, &x)?)
+    check.layer(layer, TensorRef::new(given[0].shape, &given[0].wide())?)
 }
