@@ -137,7 +137,10 @@ const HELD_STEPS: [f64; 2] = [1e-6, 1e-2];
 const HELD: f64 = 0.01;
 
 /// An error if `forward_held` is another function than `forward`: a layer that holds its statistics too would be compared with what it
-/// is not. A decision makes the two differ on one side of the base point; only where an output differs on both, more is held.
+/// is not.
+///
+/// At a decision, such as a maximum of equal values, the two differ too: on one side of the base point, or to the same side on both. A
+/// derivative that is held away makes an output differ by opposite amounts.
 fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<T>, x: TensorRef<'_, T>) -> Result<()> {
     let Held { of: layer, state } = &mut Held::new(layer);
     let mut rng = Rng::new(settings.seed, "gradcheck held");
@@ -150,8 +153,8 @@ fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<
     let mut draw = |len: usize| (0..len).map(|_| rng.normal()).collect::<Vec<f64>>();
     let along = draw(x.data().len());
     let of_parameters: Vec<Vec<f64>> = state.parameters.iter().map(|(value, _)| draw(value.len())).collect();
-    let mut differs = vec![2u8; base.len()];
-    for sign in [1.0, -1.0] {
+    let mut differences = [vec![0.0; base.len()], vec![0.0; base.len()]];
+    for (sign, differences) in [1.0, -1.0].into_iter().zip(&mut differences) {
         let h = sign * HELD_STEPS[usize::from(!is_f64::<T>())];
         let step = |value: &[T], along: &[f64]| -> Vec<T> {
             value.iter().zip(along).map(|(v, d)| T::from_f64(v.to_f64() + h * d)).collect()
@@ -166,14 +169,17 @@ fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<
         layer.forward(moved, free.view_mut(), saved.data_mut(), scratch.data_mut())?;
         state.hold(*layer);
         layer.forward_held(x, moved, held.view_mut(), saved.data_mut(), scratch.data_mut())?;
-        for (i, differs) in differs.iter_mut().enumerate() {
+        for (i, difference) in differences.iter_mut().enumerate() {
             let (free, held) = (free.data()[i].to_f64(), held.data()[i].to_f64());
             let change = (free - base[i]).abs().max((held - base[i]).abs());
             let rounding = SAME * T::ROUNDOFF * base[i].abs().max(free.abs());
-            *differs -= u8::from((free - held).abs() > HELD * change + rounding);
+            if (free - held).abs() > HELD * change + rounding {
+                *difference = free - held;
+            }
         }
     }
-    if differs.contains(&0) {
+    let [above, below] = differences;
+    if above.iter().zip(&below).any(|(above, below)| above * below < 0.0) {
         let what = format!("gradient check of {}: forward_held", layer.describe());
         return Err(Error::invalid(what, "another function than forward", "the same but for decisions"));
     }
