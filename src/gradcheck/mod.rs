@@ -16,14 +16,15 @@
 //!
 //! **What rounding hides.** A gradient whose entries are all nearly zero, such as that of a bias in front of a normalisation, cannot be
 //! told from zero by differences. How much rounding scatters L is measured for each tensor, and `scale` is never so small that less is
-//! allowed than eight times what that leaves in a difference. Where this is more than a thousandth of a gradient that is seen to be there
-//! (1e9 is added to a function of order one, say), or L scatters by more than the root of its type's roundoff, the verdict is that it is not
-//! known.
+//! allowed than eight times what that leaves in a difference; where nothing is seen of a gradient, longer steps are tried, up to the size of
+//! the values. If what is hidden is more than a thousandth (f32: a tenth) of a gradient that is seen to be there (1e9 is added to a function
+//! of order one, say), if L scatters by more than the root of its type's roundoff, or if differences are less sure than they would have to be,
+//! the verdict is [`Verdict::Unknown`], which is no pass. A report says where nothing was seen.
 //!
 //! **Kinks.** A layer takes its decisions as at the base point ([`Layer::forward_held`](crate::layers::Layer::forward_held)), so that the
 //! function is smooth. A function of yours, and a layer that holds nothing, is taken as it is: entries at a kink, or so near one that no
-//! three steps fit in front of it (about 1e-8 in f64, for values of order one), are skipped, and counted. A tensor of which more entries
-//! were skipped than checked has not passed.
+//! three steps fit in front of it (about 1e-8 in f64 and 1e-2 in f32, for values of order one), are skipped, and counted, if the gradient
+//! lies between the slopes of the two sides. A tensor of which more entries were skipped than checked has not passed.
 //!
 //! **What moves is held.** Running statistics and counts are put back before every pass, and everything else after the check, also if the
 //! layer panics: it is left as it was, except that what [`Layer::prepare`](crate::layers::Layer::prepare) made is dropped. A forward pass

@@ -64,7 +64,8 @@ pub enum Verdict {
     Right,
     /// An entry is not.
     Wrong,
-    /// More entries lie at a kink than could be checked, or rounding of the function hides what the gradient is.
+    /// More entries lie at a kink than could be checked, rounding of the function hides what the gradient is, or the differences are less
+    /// sure than they would have to be.
     Unknown,
 }
 
@@ -90,9 +91,17 @@ pub(super) struct Entry {
     pub(super) is_second_pass: bool,
 }
 
+/// How many times their doubt differences may be off.
+const SURELY: f64 = 4.0;
+
 impl Entry {
     fn error(&self) -> f64 {
         (self.analytic - self.numeric).abs()
+    }
+
+    /// Whether it is more than is allowed, but not for sure.
+    fn is_unsure(&self) -> bool {
+        self.error() > self.allowed && self.error() <= self.allowed + SURELY * self.doubt
     }
 
     /// How many times what is allowed; a NaN, or a bound that is none, is worse than any number.
@@ -145,6 +154,11 @@ pub struct TensorReport {
     /// Whether the worst entry is of what a second backward pass added: it should be the same again.
     pub is_second_pass: bool,
     excess: f64,
+    /// Whether an entry is wrong for sure, and whether one may be.
+    is_wrong: bool,
+    is_unsure: bool,
+    /// Whether all differences are within what rounding hides.
+    pub(super) is_unseen: bool,
 }
 
 impl TensorReport {
@@ -166,13 +180,20 @@ impl TensorReport {
             is_hidden: false,
             is_second_pass: false,
             excess: -1.0,
+            is_wrong: false,
+            is_unsure: false,
+            is_unseen: false,
         }
     }
 
     /// Takes note of a number; the first of the worst is named.
     pub(super) fn add(&mut self, entry: Entry) {
-        let excess = entry.excess();
-        if excess > self.excess {
+        let (excess, is_unsure) = (entry.excess(), entry.is_unsure());
+        let is_wrong = excess > 1.0 && !is_unsure;
+        let is_worse = (is_wrong, excess) > (self.is_wrong, self.excess);
+        self.is_wrong |= is_wrong;
+        self.is_unsure |= is_unsure;
+        if is_worse {
             self.excess = excess;
             self.worst = entry.index;
             (self.analytic, self.numeric) = (entry.analytic, entry.numeric);
@@ -183,9 +204,9 @@ impl TensorReport {
 
     /// What is said of the tensor; one without entries is right.
     pub fn verdict(&self) -> Verdict {
-        if self.excess > 1.0 {
+        if self.is_wrong {
             Verdict::Wrong
-        } else if self.is_hidden || self.skipped > self.checked {
+        } else if self.is_hidden || self.is_unsure || self.skipped > self.checked {
             Verdict::Unknown
         } else {
             Verdict::Right
@@ -219,14 +240,21 @@ impl TensorReport {
         index
     }
 
-    /// What to make of it, if it did not pass.
+    /// What to make of it, if that is not obvious.
     fn advice(&self) -> Option<String> {
         let text = match self.verdict() {
+            Verdict::Right if self.is_unseen => {
+                format!("nothing of a gradient is seen: it is below {:.1e}, which rounding of the function hides", self.allowed)
+            }
             Verdict::Right => return None,
             Verdict::Unknown if self.is_hidden => {
-                "rounding of the function hides how large this gradient is: take a large constant or factor out of it"
+                "rounding hides how large this gradient is: take a large constant out of the function, and compute all of it in its type"
                     .to_string()
             }
+            Verdict::Unknown if self.is_unsure => format!(
+                "differences are only sure to {:.1e} here, and {:.1e} is allowed: the function is steep or noisy for this data",
+                self.doubt, self.allowed
+            ),
             Verdict::Unknown => {
                 format!("{} of {} entries lie at a kink: move the data off it", self.skipped, self.shape.len())
             }
@@ -237,11 +265,12 @@ impl TensorReport {
             Verdict::Wrong if self.analytic.is_nan() => {
                 "the backward pass gives NaN, or leaves this unwritten".to_string()
             }
-            Verdict::Wrong if !self.numeric.is_finite() => "the function is not finite near this point".to_string(),
-            Verdict::Wrong if self.doubt > self.allowed => format!(
-                "the differences themselves are only sure to {:.1e} here: too steep or too noisy a function for this data",
-                self.doubt
-            ),
+            Verdict::Wrong if !self.numeric.is_finite() => {
+                "the function is not finite near this point, or the forward pass leaves an output unwritten".to_string()
+            }
+            Verdict::Wrong if !(self.allowed.is_finite() && self.allowed >= 0.0) => {
+                "what is allowed is no bound: a magnitude must be finite and not negative".to_string()
+            }
             Verdict::Wrong => return None,
         };
         Some(format!("{}: {text}", self.name))

@@ -404,7 +404,7 @@ fn the_contract_of_parameter_gradients_is_checked() {
         (Fault::HasTooFewGradients, "weight: expected 1 values, found 0 gradients"),
         (Fault::HidesItsParameter, "visit_mut: expected what visit shows: , found weight"),
         (Fault::ForgetsItsMask, "is another one each time, but must be the same for the same input"),
-        (Fault::HoldsAnotherFunction, "forward_held is another function than forward"),
+        (Fault::HoldsAnotherFunction, "what forward_held gives at the base point is"),
     ] {
         let refused = check(fault);
         assert!(matches!(refused, Err(Failure::Refused(_))), "{fault:?}: {refused:?}");
