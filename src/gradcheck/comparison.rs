@@ -103,7 +103,10 @@ impl<T: Element> Comparison<'_, T> {
             // Longer steps see more of what noise hides.
             while report.is_unseen && numeric.longer < LONGEST {
                 numeric.longer *= LONGER;
-                numeric.hidden /= LONGER;
+                let longer = ladder.longer(numeric.longer);
+                let far = probe.along(&directions[0], longer.first(), &v.analytic)?.rounding / ROUNDINGS;
+                numeric.noise = noise.max(if far.is_finite() { far } else { 0.0 });
+                numeric.hidden = ABOVE_NOISE * numeric.noise / longer.third();
                 report = full(v, &mut probe, numeric, tolerance, &mut rng)?;
             }
             report.slope = slope;

@@ -49,7 +49,7 @@ pub(super) struct Ladder {
     taylor: f64,
     /// The step at which noise is all that is left: some hundred units in the last place of a value of order one.
     tiny: f64,
-    /// A step within the size of the values, whatever that is.
+    /// A step within the size of the values, whatever that is, and longer than the first for values of order one.
     near: f64,
 }
 
@@ -62,7 +62,7 @@ impl Ladder {
     /// that it does not swallow.
     pub(super) fn new<T: Element>(value: f64, typical: f64, rng: &mut Rng) -> Self {
         let (steps, [first, taylor, tiny, near, swallowed]) =
-            if is_f64::<T>() { (12, [-10, -5, -30, -10, -20]) } else { (5, [-4, -1, -16, -6, -8]) };
+            if is_f64::<T>() { (12, [-10, -5, -30, -8, -20]) } else { (5, [-4, -1, -16, -2, -8]) };
         // No step leaves the normal numbers.
         let lowest = (0.85 * T::LOWEST_EXPONENT).exp2();
         let typical = if typical > 0.0 { typical.clamp(lowest, 1.0) } else { 1.0 };
@@ -88,6 +88,11 @@ impl Ladder {
     /// The same with a longer first step, for functions that are too noisy for short ones.
     pub(super) fn longer(self, times: f64) -> Self {
         Ladder { first: self.first * times, ..self }
+    }
+
+    /// The first step.
+    pub(super) fn first(self) -> f64 {
+        self.first
     }
 
     /// A step that stays in the neighbourhood.

@@ -90,6 +90,65 @@ fn slopes_are_two_one_and_none() {
     assert_eq!(slope(passes("linear", check(1.0, 0.0))), None);
 }
 
+/// Numbers of which the function makes one each, and what is claimed of its slope.
+fn each(
+    x: &[f64],
+    f: impl Fn(f64) -> f64,
+    slope: impl Fn(f64) -> f64,
+    seed: u64,
+) -> std::result::Result<Report, Failure> {
+    let forward = |[x]: [&[f64]; 1], y: &mut [f64]| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
+    GradCheck::new(seed).function([Input::new("x", [x.len()], x)], x.len(), forward, |[x], dy, [dx]| {
+        (0..x.len()).for_each(|i| dx[i] = dy[i] * slope(x[i]));
+    })
+}
+
+#[test]
+fn no_wrong_gradient_passes_beside_a_large_constant() {
+    let x = normals(&mut Rng::new(2, "x"), 6);
+    for constant in [1e7, 1e8, 1e9, 1e10, 1e11, 1e12] {
+        for seed in 0..20 {
+            for factor in [0.0, -1.0, 0.5] {
+                let checked = each(&x, |x| constant + x.sin(), |x| factor * x.cos(), seed);
+                assert!(checked.is_err(), "{factor} times the slope beside {constant:e}: {checked:?}");
+            }
+        }
+    }
+    // It is said where nothing is seen.
+    let nothing = passes("a constant", each(&x, |_| 1.0, |_| 0.0, 1)).to_string();
+    assert!(nothing.contains("x: nothing of a gradient is seen: it is below"), "{nothing}");
+}
+
+/// Wherever there is a derivative, whatever its size, and on either side of a kink.
+#[test]
+fn right_gradients_pass_where_functions_are_awkward() {
+    for seed in 0..50 {
+        for (what, checked) in [
+            ("cubes at zero", each(&[0.0; 4], |x| x * x * x, |x| 3.0 * x * x, seed)),
+            ("cubes at one", each(&[1.0; 4], |x| (x - 1.0).powi(3), |x| 3.0 * (x - 1.0).powi(2), seed)),
+            ("huge", each(&[0.3, 1.0], |x| 1e155 * x.sin(), |x| 1e155 * x.cos(), seed)),
+            ("tiny", each(&[0.3, 1.0], |x| 1e-170 * x.sin(), |x| 1e-170 * x.cos(), seed)),
+            ("near a pole", each(&[1.0, 1e-7, 2.0], f64::ln, f64::recip, seed)),
+            ("near a kink", each(&[1.0, -0.5, 1e-9], f64::abs, f64::signum, seed)),
+            ("nearer", each(&[1.0, -0.5, 1e-10], f64::abs, f64::signum, seed)),
+        ] {
+            passes(&format!("{what}, seed {seed}"), checked);
+        }
+    }
+}
+
+#[test]
+fn a_gradient_at_a_kink_lies_between_its_sides() {
+    let x = [0.0, 1.0, -1.0];
+    let relu = |at_zero: f64| each(&x, |x| x.max(0.0), |x| if x == 0.0 { at_zero } else { x.signum().max(0.0) }, 3);
+    for inside in [0.0, 0.5, 1.0] {
+        assert_eq!(passes("inside", relu(inside)).skipped(), 1);
+    }
+    for outside in [-0.5, 1.5, 1e300] {
+        fails(&format!("{outside}"), relu(outside));
+    }
+}
+
 /// Softmax-like loops in f32, and what is wrong with them.
 fn single(factor: f32, against_f64: bool, seed: u64) -> std::result::Result<Report, Failure> {
     let x: Vec<f32> = normals(&mut Rng::new(seed, "x"), 12).iter().map(|&x| f32::from_f64(x)).collect();
