@@ -1,4 +1,4 @@
-//! Strategies for property tests with [`proptest`]: sizes at which kernels have their edges, data that are kind and data that are not,
+//! Strategies for property tests with `proptest`: sizes at which kernels have their edges, data that are kind and data that are not,
 //! layouts, and the options of each layer (feature `testing`).
 //!
 //! # Examples
