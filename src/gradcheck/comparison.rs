@@ -107,7 +107,12 @@ impl<T: Element> Comparison<'_, T> {
                 let far = probe.along(&directions[0], longer.first(), &v.analytic)?.rounding / ROUNDINGS;
                 numeric.noise = noise.max(if far.is_finite() { far } else { 0.0 });
                 numeric.hidden = ABOVE_NOISE * numeric.noise / longer.third();
-                report = full(v, &mut probe, numeric, tolerance, &mut rng)?;
+                let seen = full(v, &mut probe, numeric, tolerance, &mut rng)?;
+                // But they may reach a kink.
+                if seen.skipped > report.skipped {
+                    break;
+                }
+                report = seen;
             }
             report.slope = slope;
             report.is_hidden |= is_noisy;
