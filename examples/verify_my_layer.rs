@@ -72,7 +72,7 @@ impl Layer<f64> for RmsNorm {
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, f64>)) {
-        f(Parameter { name: "gain", value: &self.gain, grad: &self.dgain });
+        f(Parameter { name: "gain", shape: [1].into(), value: &self.gain, grad: &self.dgain });
     }
 
     fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, f64>)) {

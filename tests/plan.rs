@@ -73,7 +73,7 @@ impl<T: Element> Layer<T> for Scale<T> {
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
-        f(Parameter { name: "scale", value: &self.scale, grad: &self.grad });
+        f(Parameter { name: "scale", shape: [self.scale.len()].into(), value: &self.scale, grad: &self.grad });
     }
 
     fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, T>)) {

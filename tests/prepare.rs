@@ -168,7 +168,7 @@ impl Layer<f32> for Gain {
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, f32>)) {
-        f(Parameter { name: "weight", value: &self.w, grad: &self.dw });
+        f(Parameter { name: "weight", shape: [self.w.len()].into(), value: &self.w, grad: &self.dw });
     }
 
     fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, f32>)) {

@@ -6,7 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use evenkeel::gradcheck::strategies::{
-    Data, activation, batch, batchnorm_options, ill_conditioned, images, layout, linear, size, well_conditioned,
+    Data, activation, batch, batchnorm_options, ill_conditioned, images, layout, linear, sequences, size,
+    well_conditioned,
 };
 use evenkeel::gradcheck::{AWKWARD_SIZES, GradCheck};
 use evenkeel::kernels::Activation;
@@ -106,6 +107,16 @@ proptest! {
     #[test]
     fn a_normalisation_of_features(
         x in batch(4..=33, 1..=17, well_conditioned()),
+        options in batchnorm_options(4),
+        seed in any::<u64>(),
+    ) {
+        let mut layer = BatchNorm1d::<f64>::with_options(x.shape().dims()[1], options)?;
+        GradCheck::new(seed).layer(&mut layer, x.view())?;
+    }
+
+    #[test]
+    fn a_normalisation_of_sequences(
+        x in sequences(2..=5, 1..=5, 2..=17, well_conditioned()),
         options in batchnorm_options(4),
         seed in any::<u64>(),
     ) {

@@ -80,7 +80,9 @@ impl fmt::Display for Failure {
             Failure::Line { path, number, wrong } => write!(f, "{path}: line {number}: {wrong}"),
             Failure::Lacks { path, wanted } => write!(f, "{path}: not one line is {wanted}"),
             Failure::Check { failed, commands } => {
-                write!(f, "{failed} gradient checks failed; to see one again: {}", commands.join("; "))
+                let checks = if *failed == 1 { "check" } else { "checks" };
+                write!(f, "{failed} gradient {checks} failed; to see one again:")?;
+                commands.iter().try_for_each(|command| write!(f, "\n  {command}"))
             }
             Failure::Chart(error) => write!(f, "{error}"),
         }

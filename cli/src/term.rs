@@ -21,9 +21,10 @@ pub(crate) struct Term {
 }
 
 impl Term {
-    /// Looks at this process's streams and at `NO_COLOR`; `quiet` is the flag of that name.
+    /// Looks at this process's streams, at `NO_COLOR`, and at what `TERM` can do; `quiet` is the flag of that name.
     pub(crate) fn detect(quiet: bool) -> Term {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
         Term::of(io::stdout().is_terminal(), io::stderr().is_terminal(), plain, quiet)
     }
 

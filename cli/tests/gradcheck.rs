@@ -36,6 +36,7 @@ fn everything_is_checked_and_right() {
     for (line, subject) in out.lines().skip(1).zip(SUBJECTS) {
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!((words[0], words[1]), (subject, "20"), "{out}");
+        assert!(line.contains(", seed "), "{line}");
         assert!(words.contains(&"ok") && words[2].parse::<u64>().unwrap() > 500, "{line}");
     }
     assert!(
@@ -53,13 +54,15 @@ fn the_same_seed_finds_the_same() {
 
 #[test]
 fn as_json_a_line_for_each() {
-    let output = gradcheck(&["--cases", "3", "--format", "json", "mse", "plan"]);
+    // What is named twice is checked once.
+    let output = gradcheck(&["--cases", "3", "--format", "json", "mse", "plan", "mse"]);
     let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
     for (line, layer) in lines.iter().zip(["mse", "plan"]) {
         assert_eq!((&line["layer"], &line["cases"], &line["passed"]), (&layer.into(), &3.into(), &true.into()));
         let worst = &line["worst"];
         assert!(worst["share_of_allowed"].as_f64().unwrap() < 1.0, "{line}");
+        assert!(worst["seed"].as_u64().unwrap() < 1 << 53, "{line}");
         let tensors = worst["report"]["tensors"].as_array().unwrap();
         assert!(tensors.iter().all(|t| t["verdict"] == "ok" && t["checked"].as_u64().unwrap() > 0), "{line}");
         assert!(line["first_failure"].is_null());
@@ -79,7 +82,7 @@ fn a_failure_says_how_to_see_it_again() {
     let again = "evenkeel gradcheck linear --cases 1 --seed 11 --rtol 0 --atol 0";
     assert!(out.contains(&format!("again: {again}")), "{out}");
     let error = text(&output.stderr);
-    assert!(error.contains("gradient checks failed; to see one again: ") && error.contains(again), "{error}");
+    assert!(error.contains(&format!("4 gradient checks failed; to see one again:\n  {again}\n")), "{error}");
 
     let repeated = gradcheck(&again.split(' ').skip(2).collect::<Vec<_>>());
     assert_eq!(repeated.status.code(), Some(1));

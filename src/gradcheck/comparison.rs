@@ -1,7 +1,7 @@
 //! The comparison: every entry of every gradient, or a few random directions, with what differences say.
 
 use super::differences::{Difference, Ladder, Move, Sure, derivative, is_f64, noise, slope, typical};
-use super::report::{Basis, Entry, Report, TensorReport};
+use super::report::{Basis, Entry, Report, TensorReport, Verdict};
 use super::{Settings, Tolerance};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -21,9 +21,8 @@ const ABOVE_NOISE: f64 = 8.0;
 /// right. Nor if the noise is more than the root of the roundoff of the function: what it does is not computed in the precision of its type.
 const HIDDEN: [f64; 2] = [1e-3, 0.1];
 
-/// By how much steps are made longer where nothing is seen of a gradient, and in all: up to the size of the values.
-const LONGER: f64 = 16.0;
-const LONGEST: f64 = 1000.0;
+/// By how much steps are made longer where noise hides a gradient.
+const LONGER: f64 = 8.0;
 
 /// Part of the gap at a kink by which a gradient may be beyond the slopes of its sides, which are differences themselves.
 const BEYOND: f64 = 0.05;
@@ -102,18 +101,25 @@ impl<T: Element> Comparison<'_, T> {
                 None => full(v, &mut probe, numeric, tolerance, &mut rng)?,
             };
             // Longer steps see more of what noise hides.
-            while report.is_unseen && numeric.longer < LONGEST {
-                numeric.longer *= LONGER;
+            let mut is_lost = report.is_unseen || report.verdict() == Verdict::Unknown;
+            while is_lost && numeric.longer < ladder.room() {
+                numeric.longer = (LONGER * numeric.longer).min(ladder.room());
                 let longer = ladder.longer(numeric.longer);
                 let far = probe.along(&directions[0], longer.first(), &v.analytic)?.rounding / ROUNDINGS;
                 numeric.noise = noise.max(if far.is_finite() { far } else { 0.0 });
                 numeric.hidden = ABOVE_NOISE * numeric.noise / longer.third();
                 let seen = full(v, &mut probe, numeric, tolerance, &mut rng)?;
-                // But they may reach a kink.
+                // But they may reach a kink,
                 if seen.skipped > report.skipped {
                     break;
                 }
-                report = seen;
+                let is_unknown = seen.verdict() == Verdict::Unknown;
+                is_lost = seen.is_unseen || is_unknown;
+                // or too far for how the function bends.
+                let is_found = report.is_unseen && seen.is_hidden;
+                if !is_unknown || is_found || seen.excess() < report.excess() {
+                    report = seen;
+                }
             }
             report.slope = slope;
             report.is_hidden |= is_noisy;

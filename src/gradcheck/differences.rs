@@ -16,8 +16,9 @@
 //! A kink at a distance d leaves the slopes of the two sides apart by `J (1 - d/h)` for all steps h above d, J being the jump of the
 //! slope; below d, and for a smooth function at any step that is short for how it bends, they come together as fast as the step shrinks.
 //! Two neighbours whose gap does not shrink to the half are not believed. Where d lies between two steps of the ladder, three of them do
-//! not agree. If none is sure enough, and the gap did not shrink when it was last seen above rounding, the variable is at a kink, or so
-//! near one that the ladder does not get in front of it: there is no derivative to be compared with.
+//! not agree. If none is sure enough, and no two gaps above rounding have shrunk in a row since one did not (the last step behind a kink
+//! may shrink it, but the next is in front of it), the variable is at a kink, or so near one that the ladder does not get in front of it:
+//! there is no derivative to be compared with.
 //!
 //! # Noise
 //!
@@ -51,6 +52,8 @@ pub(super) struct Ladder {
     tiny: f64,
     /// A step within the size of the values, whatever that is, and longer than the first for values of order one.
     near: f64,
+    /// The size of the values, beyond which a first step is not made longer.
+    longest: f64,
 }
 
 impl Ladder {
@@ -58,36 +61,44 @@ impl Ladder {
     ///
     /// f64: from 2^-10 to 2^-9 for the first step, down to 5e-10 in twelve; the first three have truncations below 1e-13 and a rounding of
     /// 1e-12 of a function that bends within 1. f32: from 2^-4 to 2^-3, down to 3e-4 in five. Where values are small,
-    /// the function may bend within their size, or not: steps begin at the root of it, and there are more of them. A large value gets steps
-    /// that it does not swallow.
+    /// the function may bend within their size, or not: steps begin at the root of it, and there are more of them. So there are for a small
+    /// value among larger ones, which may be near a pole. A large value gets steps that it does not swallow.
     pub(super) fn new<T: Element>(value: f64, typical: f64, rng: &mut Rng) -> Self {
         let (steps, [first, taylor, tiny, near, swallowed]) =
             if is_f64::<T>() { (12, [-10, -5, -30, -8, -20]) } else { (5, [-4, -1, -16, -2, -8]) };
         // No step leaves the normal numbers.
         let lowest = (0.85 * T::LOWEST_EXPONENT).exp2();
-        let typical = if typical > 0.0 { typical.clamp(lowest, 1.0) } else { 1.0 };
+        let longest = if typical > 0.0 { typical.max(lowest) } else { 1.0 };
+        let typical = longest.min(1.0);
         let least = (value.abs() * 2f64.powi(swallowed)).min(f64::MAX);
         let size = typical.sqrt().max(least);
         let step = |exponent| size * 2f64.powi(exponent);
-        // As many more as it takes from the root to the size itself.
+        // As many more as it takes from the root to the size itself, or to that of the value.
+        let smallest = if value == 0.0 || value.is_nan() { typical } else { value.abs().clamp(lowest, typical) };
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "below a thousand, and not negative"
         )]
-        let more = (typical.sqrt().recip().ln() / RATIO.ln()).ceil() as usize;
+        let more = ((typical.sqrt() / smallest).ln() / RATIO.ln()).ceil() as usize;
         Ladder {
             first: rng.range(1.0, 2.0) * step(first),
             steps: steps + more,
             taylor: step(taylor),
             tiny: typical.max(least) * 2f64.powi(tiny),
             near: typical.max(least) * 2f64.powi(near),
+            longest,
         }
     }
 
     /// The same with a longer first step, for functions that are too noisy for short ones.
     pub(super) fn longer(self, times: f64) -> Self {
         Ladder { first: self.first * times, ..self }
+    }
+
+    /// How many times as long the first step may be.
+    pub(super) fn room(self) -> f64 {
+        self.longest / self.first
     }
 
     /// The first step.
@@ -169,8 +180,8 @@ pub(super) fn derivative<E>(
     noise: f64,
 ) -> Result<Difference, E> {
     let mut best = Difference { value: f64::NAN, doubt: f64::INFINITY, kink: None };
-    // The sides of a kink, as they were seen last; whether the gap did not shrink when it was.
-    let (mut sides, mut has_kink) = (None, false);
+    // The sides of a kink, as they were seen last; whether the gap has not come together twice since.
+    let (mut sides, mut has_kink, mut came_together) = (None, false, false);
     let (mut last, mut extrapolated): (Option<(f64, f64)>, Option<f64>) = (None, None);
     let mut h = ladder.first;
     for _ in 0..ladder.steps {
@@ -182,12 +193,13 @@ pub(super) fn derivative<E>(
         if let Some((wider, wider_gap)) = last {
             let is_seen = gap > rounding && gap > sure.of(central);
             let comes_together = gap <= 0.5 * wider_gap;
-            if is_seen {
-                has_kink = !comes_together;
-                if has_kink {
-                    sides = Some([left.min(right), left.max(right)]);
-                }
+            if is_seen && !comes_together {
+                has_kink = true;
+                sides = Some([left.min(right), left.max(right)]);
+            } else if is_seen && came_together {
+                has_kink = false;
             }
+            came_together = is_seen && comes_together;
             let value = central + (central - wider) / (RATIO * RATIO - 1.0);
             let is_believed = !is_seen || comes_together;
             if let Some(before) = extrapolated.filter(|_| is_believed) {

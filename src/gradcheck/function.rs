@@ -103,6 +103,29 @@ impl GradCheck {
     /// # Errors
     /// As [`GradCheck::function`], and if an `ulps` is not finite and 0 or more. A magnitude that is negative or not finite is a
     /// failure.
+    ///
+    /// # Examples
+    /// `y = g x` for one g, whose gradient is a sum of 1000 products: 1000 roundings, 500 units.
+    ///
+    /// ```
+    /// use evenkeel::gradcheck::{GradCheck, Input};
+    /// use evenkeel::simd::Element;
+    /// fn backward<T: Element>([x, g]: [&[T]; 2], dy: &[T], [dx, dg]: [&mut [T]; 2]) {
+    ///     dg[0] = T::ZERO;
+    ///     for i in 0..x.len() {
+    ///         dx[i] = g[0] * dy[i];
+    ///         dg[0] = dg[0] + x[i] * dy[i];
+    ///     }
+    /// }
+    /// let x: Vec<f32> = (0..1000).map(|i| (i as f32).sin()).collect();
+    /// let inputs = [Input::new("x", [1000], &x), Input::new("g", [1], &[0.3])];
+    /// let magnitude = |[x, g]: [&[f64]; 2], dy: &[f64], [dx, dg]: [&mut [f64]; 2]| {
+    ///     (0..1000).for_each(|i| dx[i] = (g[0] * dy[i]).abs());
+    ///     dg[0] = (0..1000).map(|i| (x[i] * dy[i]).abs()).sum();
+    /// };
+    /// GradCheck::new(7).twin(inputs, 1000, backward::<f32>, backward::<f64>, magnitude, [0.5, 500.0])?;
+    /// # Ok::<(), evenkeel::gradcheck::Failure>(())
+    /// ```
     pub fn twin<const N: usize>(
         &self,
         inputs: [Input<'_, f32>; N],

@@ -49,6 +49,21 @@ impl GradCheck {
     ///
     /// # Errors
     /// As [`GradCheck::layer`], and if the loss refuses the targets.
+    ///
+    /// # Examples
+    /// ```
+    /// use evenkeel::gradcheck::{GradCheck, normal_batch};
+    /// use evenkeel::layers::{BatchNorm1d, Linear, Relu};
+    /// use evenkeel::{Loss, Rng, Sequential, Targets};
+    /// let mut rng = Rng::new(1, "init");
+    /// let mut model = Sequential::<f64>::new()
+    ///     .push(Linear::new(4, 5, &mut rng)?).push(BatchNorm1d::new(5)?).push(Relu::new())
+    ///     .push(Linear::new(5, 3, &mut rng)?);
+    /// let (x, labels) = (normal_batch([6, 4], 1)?, [0, 2, 1, 1, 0, 2]);
+    /// let report = GradCheck::new(7).model(&mut model, Loss::CrossEntropy, x.view(), Targets::Classes(&labels))?;
+    /// assert!(report.tensor("3.weight").is_some());
+    /// # Ok::<(), evenkeel::gradcheck::Failure>(())
+    /// ```
     pub fn model<T: Element>(
         &self,
         model: &mut Sequential<T>,
@@ -111,7 +126,7 @@ fn of_layer<T: Element>(
     let second = shown(|f| layer.visit(&mut |p| f(0, p)));
     let writable = writable(|f| layer.visit_mut(&mut |p| f(0, p)));
     let mut variables = vec![input(x, dx.data())];
-    variables.extend(paired(first, second, &writable)?.into_iter().map(|v| Variables {
+    variables.extend(paired(first, &second, &writable)?.into_iter().map(|v| Variables {
         // A layer's own parameters go by their names alone.
         name: v.name.strip_prefix("0.").map_or_else(|| v.name.clone(), str::to_string),
         ..v
@@ -209,7 +224,7 @@ fn of_model<T: Element>(
     let second = shown(|f| model.visit(f));
     let writable = writable(|f| model.visit_mut(f));
     let mut variables = vec![input(x, dx.data())];
-    variables.extend(paired(first, second, &writable)?);
+    variables.extend(paired(first, &second, &writable)?);
     differences(settings, held, loss, (x, targets), (variables, 1), expected)
 }
 
@@ -225,14 +240,9 @@ fn of_plan<T: Element>(
     plan.forward(x)?;
     let expected = plan.loss_of(targets)?;
     plan.backward(x)?;
-    let first = shown(|f| plan.visit(f));
+    let variables = shown(|f| plan.visit(f));
     let mut model = plan.into_model();
-    agree(&first, &writable(|f| model.visit_mut(f)))?;
-    let of_parameter = |(name, values, analytic): (String, Vec<T>, Vec<f64>)| {
-        let shape = [values.len()].into();
-        Variables { name, shape, values, analytic, added: None }
-    };
-    let variables = first.into_iter().map(of_parameter).collect();
+    agree(&variables, &writable(|f| model.visit_mut(f)))?;
     differences(settings, &mut Held::new(&mut model), loss, (x, targets), (variables, 0), expected)
 }
 
@@ -368,12 +378,13 @@ fn input<T: Element>(x: TensorRef<'_, T>, dx: &[T]) -> Variables<T> {
     Variables { name: "x".to_string(), shape: x.shape(), values: x.data().to_vec(), analytic: wide(dx), added: None }
 }
 
-/// Name, values and gradient of every parameter that `visit` shows.
-type Shown<T> = Vec<(String, Vec<T>, Vec<f64>)>;
-
-fn shown<T: Element>(visit: impl FnOnce(&mut dyn FnMut(usize, Parameter<'_, T>))) -> Shown<T> {
+/// Every parameter that `visit` shows.
+fn shown<T: Element>(visit: impl FnOnce(&mut dyn FnMut(usize, Parameter<'_, T>))) -> Vec<Variables<T>> {
     let mut shown = Vec::new();
-    visit(&mut |layer, p| shown.push((format!("{layer}.{}", p.name), p.value.to_vec(), wide(p.grad))));
+    visit(&mut |layer, p| {
+        let (name, values, analytic) = (format!("{layer}.{}", p.name), p.value.to_vec(), wide(p.grad));
+        shown.push(Variables { name, shape: p.shape, values, analytic, added: None });
+    });
     shown
 }
 
@@ -387,35 +398,47 @@ fn writable<T: Element>(visit: impl FnOnce(&mut dyn FnMut(usize, ParameterMut<'_
 }
 
 /// An error unless what can be written is what can be read, or a check would move something else than it looks at.
-fn agree<T: Element>(read: &Shown<T>, writable: &Writable<T>) -> Result<()> {
-    let names = |all: &mut dyn Iterator<Item = &str>| all.collect::<Vec<_>>().join(", ");
+fn agree<T: Element>(read: &[Variables<T>], writable: &Writable<T>) -> Result<()> {
+    let names = |all: &mut dyn Iterator<Item = &str>| match all.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "nothing".to_string(),
+        names => names,
+    };
+    // `3.weight` in a model is `weight` to its layer.
+    fn own<T>(read: &Variables<T>) -> &str {
+        read.name.split_once('.').map_or("", |(_, name)| name)
+    }
     let same = |read: &[T], written: &[T]| read.iter().map(|x| x.bits()).eq(written.iter().map(|x| x.bits()));
     let agrees = read.len() == writable.len()
-        && read.iter().zip(writable).all(|(read, written)| {
-            // `3.weight` in a model is `weight` to its layer.
-            let name = read.0.split_once('.').map(|(_, name)| name);
-            name == Some(written.0) && same(&read.1, &written.1) && read.2.len() == written.2
+        && read.iter().zip(writable).all(|(read, (name, values, gradients))| {
+            own(read) == *name && same(&read.values, values) && read.analytic.len() == *gradients
         });
     if !agrees {
-        let expected = format!("what visit shows: {}", names(&mut read.iter().map(|p| p.0.as_str())));
+        let expected = format!("what visit shows: {}", names(&mut read.iter().map(own)));
         return Err(Error::shape("gradient check: visit_mut", expected, names(&mut writable.iter().map(|p| p.0))));
     }
-    if let Some((name, values, grad)) = read.iter().find(|(_, values, grad)| values.len() != grad.len()) {
-        let found = format!("{} gradients", grad.len());
-        return Err(Error::shape(format!("gradient check: {name}"), format!("{} values", values.len()), found));
+    for Variables { name, shape, values, analytic, .. } in read {
+        let what = format!("gradient check: {name}");
+        if values.len() != analytic.len() {
+            let found = format!("{} gradients", analytic.len());
+            return Err(Error::shape(what, format!("{} values", values.len()), found));
+        }
+        if shape.checked_len() != Some(values.len()) {
+            return Err(Error::shape(what, shape, format!("{} values", values.len())));
+        }
     }
     Ok(())
 }
 
 /// The parameters after one backward pass and after another, which should have added the same again.
-fn paired<T: Element>(first: Shown<T>, second: Shown<T>, writable: &Writable<T>) -> Result<Vec<Variables<T>>> {
+fn paired<T: Element>(
+    mut first: Vec<Variables<T>>,
+    second: &[Variables<T>],
+    writable: &Writable<T>,
+) -> Result<Vec<Variables<T>>> {
     agree(&first, writable)?;
-    agree(&second, writable)?;
-    let pairs = first.into_iter().zip(second);
-    Ok(pairs
-        .map(|((name, values, analytic), (_, _, both))| {
-            let added = both.iter().zip(&analytic).map(|(both, once)| both - once).collect();
-            Variables { name, shape: [values.len()].into(), values, analytic, added: Some(added) }
-        })
-        .collect())
+    agree(second, writable)?;
+    for (once, both) in first.iter_mut().zip(second) {
+        once.added = Some(both.analytic.iter().zip(&once.analytic).map(|(both, once)| both - once).collect());
+    }
+    Ok(first)
 }

@@ -16,10 +16,10 @@
 //!
 //! **What rounding hides.** A gradient whose entries are all nearly zero, such as that of a bias in front of a normalisation, cannot be
 //! told from zero by differences. How much rounding scatters L is measured for each tensor, and `scale` is never so small that less is
-//! allowed than eight times what that leaves in a difference; where nothing is seen of a gradient, longer steps are tried, up to the size of
-//! the values. If what is hidden is more than a thousandth (f32: a tenth) of a gradient that is seen to be there (1e9 is added to a function
-//! of order one, say), if L scatters by more than the root of its type's roundoff, or if differences are less sure than they would have to be,
-//! the verdict is [`Verdict::Unknown`], which is no pass. A report says where nothing was seen.
+//! allowed than eight times what that leaves in a difference; where nothing is seen of a gradient, or too little, longer steps are tried, up
+//! to the size of the values. If what is hidden is more than a thousandth (f32: a tenth) of a gradient that is seen to be there (1e11 is
+//! added to a function of order one, say), if L scatters by more than the root of its type's roundoff, or if differences are less sure than
+//! they would have to be, the verdict is [`Verdict::Unknown`], which is no pass. A report says where nothing was seen.
 //!
 //! **Kinks.** A layer takes its decisions as at the base point ([`Layer::forward_held`](crate::layers::Layer::forward_held)), so that the
 //! function is smooth. A function of yours, and a layer that holds nothing, is taken as it is: entries at a kink, or so near one that no
@@ -178,7 +178,8 @@ impl GradCheck {
         self
     }
 
-    /// Other tolerances: parts of the numeric value and of the tensor's scale, from 0 to below 1.
+    /// Other tolerances: parts of the numeric value and of the tensor's scale, from 0 to below 1. With an atol of 0 nothing is allowed for
+    /// rounding of the function either.
     pub fn tolerance(mut self, rtol: f64, atol: f64) -> Self {
         self.0.tolerance = Some(Tolerance { rtol, atol });
         self

@@ -123,7 +123,7 @@ impl Entry {
 pub struct TensorReport {
     /// The tensor: `x`, `weight`, or `3.weight` in a model.
     pub name: String,
-    /// Its shape; that of a layer's parameter is its length.
+    /// Its shape.
     pub shape: Shape,
     /// Entries checked.
     pub checked: usize,
@@ -266,14 +266,16 @@ impl TensorReport {
                 "the backward pass gives NaN, or leaves this unwritten".to_string()
             }
             Verdict::Wrong if !self.numeric.is_finite() => {
-                "the function is not finite near this point, or the forward pass leaves an output unwritten".to_string()
+                "the function is not finite near this point: at a pole, for an input that is not finite, or because the forward pass leaves \
+                 an output unwritten"
+                    .to_string()
             }
             Verdict::Wrong if !(self.allowed.is_finite() && self.allowed >= 0.0) => {
                 "what is allowed is no bound: a magnitude must be finite and not negative".to_string()
             }
             Verdict::Wrong => return None,
         };
-        Some(format!("{}: {text}", self.name))
+        Some(format!("{}: {text}", self.name.escape_debug()))
     }
 }
 
@@ -425,7 +427,7 @@ impl fmt::Display for Report {
                 None => format!("{:?}", t.worst_index()),
             };
             vec![
-                t.name.clone(),
+                t.name.escape_debug().to_string(),
                 t.shape.to_string(),
                 t.checked.to_string(),
                 t.skipped.to_string(),

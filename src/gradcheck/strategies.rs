@@ -107,6 +107,17 @@ pub fn batch(
         .prop_map(|(n, c, data, seed)| filled([n, c].into(), data, |i| i % c, seed))
 }
 
+/// A batch of sequences, `[n, c, l]`.
+pub fn sequences(
+    count: RangeInclusive<usize>,
+    channels: RangeInclusive<usize>,
+    length: RangeInclusive<usize>,
+    data: impl Strategy<Value = Data>,
+) -> impl Strategy<Value = Tensor<f64>> {
+    (size(count), size(channels), size(length), data, any::<u64>())
+        .prop_map(|(n, c, l, data, seed)| filled([n, c, l].into(), data, |i| i / l % c, seed))
+}
+
 /// A batch of images of up to `side` pixels a side, with how they lie: `[n, c, h, w]` or `[n, h, w, c]`.
 pub fn images(
     count: RangeInclusive<usize>,

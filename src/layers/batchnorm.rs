@@ -413,8 +413,8 @@ impl<T: Element> Layer<T> for Norm<T> {
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
         if let Some(a) = &self.affine {
-            f(Parameter { name: "weight", value: a.gamma.data(), grad: a.dgamma.data() });
-            f(Parameter { name: "bias", value: a.beta.data(), grad: a.dbeta.data() });
+            f(Parameter { name: "weight", shape: a.gamma.shape(), value: a.gamma.data(), grad: a.dgamma.data() });
+            f(Parameter { name: "bias", shape: a.beta.shape(), value: a.beta.data(), grad: a.dbeta.data() });
         }
     }
 

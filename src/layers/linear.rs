@@ -222,9 +222,10 @@ impl<T: Element> Layer<T> for Linear<T> {
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
-        f(Parameter { name: "weight", value: self.weight.values(), grad: self.dweight.data() });
+        let (weight, dweight) = (self.weight.values(), &self.dweight);
+        f(Parameter { name: "weight", shape: dweight.shape(), value: weight, grad: dweight.data() });
         if let Some((bias, dbias)) = &self.bias {
-            f(Parameter { name: "bias", value: bias.data(), grad: dbias.data() });
+            f(Parameter { name: "bias", shape: bias.shape(), value: bias.data(), grad: dbias.data() });
         }
     }
 

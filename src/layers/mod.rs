@@ -30,6 +30,8 @@ use std::any::Any;
 pub struct Parameter<'a, T> {
     /// PyTorch's name within the layer: `weight`, `bias`.
     pub name: &'static str,
+    /// The shape, as the layer has it.
+    pub shape: Shape,
     /// The values, in the layer's own order.
     pub value: &'a [T],
     /// Their gradient, in the same order; backward passes add to it.

@@ -202,7 +202,8 @@ impl Layer<f64> for Own {
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, f64>)) {
-        f(Parameter { name: "weight", value: &self.weight, grad: &self.dweight });
+        let shape = if self.kind == Kind::Linear { [self.width; 2].into() } else { [self.weight.len()].into() };
+        f(Parameter { name: "weight", shape, value: &self.weight, grad: &self.dweight });
     }
 
     fn visit_mut(&mut self, f: &mut dyn FnMut(ParameterMut<'_, f64>)) {
@@ -313,6 +314,7 @@ enum Fault {
     NeedsDxForItsGradient,
     HasTooFewGradients,
     HidesItsParameter,
+    MisstatesItsShape,
     ForgetsItsMask,
     HoldsAnotherFunction,
 }
@@ -376,7 +378,8 @@ impl Layer<f64> for Scaling {
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, f64>)) {
         if self.fault != Fault::HidesItsParameter {
-            f(Parameter { name: "weight", value: &self.w, grad: &self.dw });
+            let shape = if self.fault == Fault::MisstatesItsShape { [2, 1].into() } else { [1].into() };
+            f(Parameter { name: "weight", shape, value: &self.w, grad: &self.dw });
         }
     }
 
@@ -402,7 +405,8 @@ fn the_contract_of_parameter_gradients_is_checked() {
     }
     for (fault, what) in [
         (Fault::HasTooFewGradients, "weight: expected 1 values, found 0 gradients"),
-        (Fault::HidesItsParameter, "visit_mut: expected what visit shows: , found weight"),
+        (Fault::HidesItsParameter, "visit_mut: expected what visit shows: nothing, found weight"),
+        (Fault::MisstatesItsShape, "weight: expected [2, 1], found 1 values"),
         (Fault::ForgetsItsMask, "is another one each time, but must be the same for the same input"),
         (Fault::HoldsAnotherFunction, "what forward_held gives at the base point is"),
     ] {

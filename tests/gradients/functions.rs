@@ -129,10 +129,66 @@ fn right_gradients_pass_where_functions_are_awkward() {
             ("huge", each(&[0.3, 1.0], |x| 1e155 * x.sin(), |x| 1e155 * x.cos(), seed)),
             ("tiny", each(&[0.3, 1.0], |x| 1e-170 * x.sin(), |x| 1e-170 * x.cos(), seed)),
             ("near a pole", each(&[1.0, 1e-7, 2.0], f64::ln, f64::recip, seed)),
+            ("nearer", each(&[1.0, 1e-12, 2.0], f64::ln, f64::recip, seed)),
+            ("as near as it gets", each(&[1.0, 1e-30, 2.0], f64::sqrt, |x| 0.5 / x.sqrt(), seed)),
             ("near a kink", each(&[1.0, -0.5, 1e-9], f64::abs, f64::signum, seed)),
             ("nearer", each(&[1.0, -0.5, 1e-10], f64::abs, f64::signum, seed)),
         ] {
             passes(&format!("{what}, seed {seed}"), checked);
+        }
+    }
+}
+
+/// Rows of 8, normalised: a function that bends within the size of its values, whatever that is.
+fn normalise(x: &[f64], y: &mut [f64]) {
+    for (x, y) in x.chunks(8).zip(y.chunks_mut(8)) {
+        let mean = x.iter().sum::<f64>() / 8.0;
+        let r = (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 8.0).sqrt();
+        (0..8).for_each(|i| y[i] = (x[i] - mean) / r);
+    }
+}
+
+#[test]
+fn normalised_values_may_have_any_size() {
+    for size in [1e-9, 1e-3, 1.0, 1e5, 1e9, 1e12] {
+        for seed in 0..20 {
+            for (factor, is_right) in [(1.0, true), (1.001, false)] {
+                let x: Vec<f64> = normals(&mut Rng::new(seed, "x"), 32).iter().map(|x| size * x).collect();
+                let forward = |[x]: [&[f64]; 1], y: &mut [f64]| normalise(x, y);
+                let inputs = [Input::new("x", [4, 8], &x)];
+                let checked = GradCheck::new(seed).function(inputs, 32, forward, |[x], dy, [dx]| {
+                    let mut x_hat = vec![0.0; 32];
+                    normalise(x, &mut x_hat);
+                    for row in (0..32).step_by(8) {
+                        let [x, x_hat, dy] = [x, &x_hat, dy].map(|values| &values[row..row + 8]);
+                        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                        let mean = |values: &[f64]| dot(values, &[1.0; 8]) / 8.0;
+                        // x_hat r = x - mean, and x_hat has a square of 8.
+                        let r = dot(x_hat, x) / 8.0;
+                        let along = dot(dy, x_hat) / 8.0;
+                        (0..8).for_each(|i| dx[row + i] = factor * (dy[i] - mean(dy) - x_hat[i] * along) / r);
+                    }
+                });
+                assert_eq!(checked.is_ok(), is_right, "{size:e}, seed {seed}: {checked:?}");
+            }
+        }
+    }
+}
+
+/// No three steps in f32 fit in front of so near a kink, or only just: right gradients pass, for the entries are checked or skipped.
+#[test]
+fn f32_functions_with_kinks_pass_at_any_distance() {
+    for distance in [0.1, 1e-2, 3e-3, 2e-3, 1e-3, 3e-4, 1e-4, 1e-6, 0.0f32] {
+        for seed in 0..100 {
+            let x = [1.5, -0.7, distance, -distance, 0.9];
+            let forward = |[x]: [&[f32]; 1], y: &mut [f32]| y.iter_mut().zip(x).for_each(|(y, x)| *y = x.max(0.0));
+            let check = |side: f32| {
+                GradCheck::new(seed).function([Input::new("x", [5], &x)], 5, forward, |[x], dy, [dx]| {
+                    (0..5).for_each(|i| dx[i] = if x[i] > 0.0 { side * dy[i] } else { 0.0 });
+                })
+            };
+            assert!(passes(&format!("{distance:e}, seed {seed}"), check(1.0)).skipped() <= 2);
+            fails(&format!("{distance:e}, seed {seed}"), check(1.1));
         }
     }
 }
@@ -272,13 +328,11 @@ fn what_cannot_be_seen_is_not_said_to_be_right() {
     };
     passes("a small shift", shifted(10.0, 1.0));
     fails("a small shift, wrong", shifted(10.0, 1.0001));
-    for factor in [0.0, 0.95, 1.0] {
-        let report = fails("a huge shift", shifted(1e10, factor));
-        assert_eq!(
-            report.tensors[0].verdict(),
-            if factor == 0.0 { Verdict::Wrong } else { Verdict::Unknown },
-            "{report}"
-        );
+    for by in [1e11, 1e12, 1e13] {
+        fails("a huge shift, zero", shifted(by, 0.0));
+        fails("a huge shift, wrong", shifted(by, 0.95));
+        let report = fails("a huge shift", shifted(by, 1.0));
+        assert_eq!(report.tensors[0].verdict(), Verdict::Unknown, "{report}");
     }
     let jump = |factor: f64| {
         let forward = |[x]: [&[f64]; 1], y: &mut [f64]| {

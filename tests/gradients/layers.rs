@@ -175,6 +175,10 @@ fn a_check_of_a_model_leaves_it_as_it_was_even_if_refused() {
         let targets = Targets::Classes(&classes);
         let result = GradCheck::new(5).model(&mut model, Loss::CrossEntropy, x.view(), targets);
         assert_eq!(result.is_err(), is_refused);
+        if let Ok(report) = result {
+            let shape = |name| report.tensor(name).unwrap().shape.dims().to_vec();
+            assert_eq!([shape("x"), shape("0.weight"), shape("0.bias")], [vec![6, 3], vec![3, 5], vec![5]]);
+        }
         assert_eq!(answers(&mut model), untouched, "refused: {is_refused}");
     }
 }

@@ -42,6 +42,8 @@ enum Fault {
     /// `visit` shows a bias that `visit_mut` does not.
     KeepsItsBias,
     HasFewerGradients,
+    /// A shape of more elements than an address reaches.
+    OverflowsItsShape,
     /// The batch is centred by its total, which stays that of the base point; backward knows of that one only.
     HoldsItsTotal,
     /// What the weight is called.
@@ -170,9 +172,10 @@ impl<T: Element> Layer<T> for Own<T> {
     }
 
     fn visit(&self, f: &mut dyn FnMut(Parameter<'_, T>)) {
-        f(Parameter { name: self.name(), value: &self.values[0], grad: &self.grads[0] });
+        let shape = if self.fault == Fault::OverflowsItsShape { [MAX, 2].into() } else { [1].into() };
+        f(Parameter { name: self.name(), shape, value: &self.values[0], grad: &self.grads[0] });
         if self.fault != Fault::HidesItsBias {
-            f(Parameter { name: "attn.bias", value: &self.values[1], grad: &self.grads[1] });
+            f(Parameter { name: "attn.bias", shape: [1].into(), value: &self.values[1], grad: &self.grads[1] });
         }
     }
 
@@ -279,6 +282,7 @@ fn of_own<T: Element>(way: Way<T>) -> Vec<Row> {
     with_fault(Mismatched, Fault::HidesItsBias, shape(&["visit_mut", "what visit shows", "attn.bias"]));
     with_fault(Mismatched, Fault::KeepsItsBias, shape(&["visit_mut", "what visit shows", "attn.bias"]));
     with_fault(Truncated, Fault::HasFewerGradients, shape(&["attn.bias: expected 1 values, found 0 gradients"]));
+    with_fault(Overflow, Fault::OverflowsItsShape, shape(&["attn.weight: expected [", "2], found 1 values"]));
     with_fault(Senseless, Fault::HoldsItsTotal, invalid(&["forward_held"]));
     // A plan takes no layer that gives more rows than it takes.
     let [wraps, fills] = match way.name {

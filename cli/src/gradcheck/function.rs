@@ -1,9 +1,11 @@
 //! What a subject is as a function of tensors, in either type, and what is checked of it.
 
+use evenkeel::Rng;
 use evenkeel::gradcheck::{Failure, GradCheck, Input, Report};
 use evenkeel::layers::Layer;
 use evenkeel::simd::Element;
 use evenkeel::tensor::{Shape, TensorMut, TensorRef};
+use std::fmt;
 
 /// What a check says.
 pub(super) type Checked = Result<Report, Failure>;
@@ -26,8 +28,11 @@ impl Given {
     }
 }
 
-/// A function of `N` tensors with its backward pass, both through the kernels of the type.
-pub(super) trait Function<const N: usize> {
+/// A function of `N` tensors with its backward pass, both through the kernels of the type; it shows its shape and options.
+pub(super) trait Function<const N: usize>: fmt::Display {
+    /// Where it is checked.
+    fn given(&self, rng: &mut Rng) -> [Given; N];
+
     fn outputs(&self) -> usize;
 
     fn forward<T: Element>(&self, inputs: [&[T]; N], y: &mut [T]);

@@ -17,13 +17,6 @@ impl Relu {
     pub(super) fn new(rng: &mut Rng) -> Self {
         Relu { n: size(rng, 16), c: size(rng, 33) }
     }
-
-    pub(super) fn given(&self, rng: &mut Rng) -> [Given; 1] {
-        let mut values = normals(rng, self.n * self.c);
-        // Differences of layers are held at the base point, so that nothing is at a kink but a zero itself.
-        values.iter_mut().filter(|x| f64::from(x.abs()) < OFF_THE_KINK).for_each(|x| *x = 0.0);
-        [Given { name: "x", shape: [self.n, self.c].into(), values }]
-    }
 }
 
 impl fmt::Display for Relu {
@@ -33,6 +26,13 @@ impl fmt::Display for Relu {
 }
 
 impl Function<1> for Relu {
+    fn given(&self, rng: &mut Rng) -> [Given; 1] {
+        let mut values = normals(rng, self.n * self.c);
+        // Differences of layers are held at the base point, so that nothing is at a kink but a zero itself.
+        values.iter_mut().filter(|x| f64::from(x.abs()) < OFF_THE_KINK).for_each(|x| *x = 0.0);
+        [Given { name: "x", shape: [self.n, self.c].into(), values }]
+    }
+
     fn outputs(&self) -> usize {
         self.n * self.c
     }
@@ -79,12 +79,6 @@ impl Loss {
         Loss { n, c, kind: Kind::Mse(normals(rng, n * c)) }
     }
 
-    pub(super) fn given(&self, rng: &mut Rng) -> [Given; 1] {
-        let values = normals(rng, self.n * self.c).iter().map(|x| 3.0 * x).collect();
-        let name = if let Kind::Mse(_) = self.kind { "y" } else { "logits" };
-        [Given { name, shape: [self.n, self.c].into(), values }]
-    }
-
     fn target<T: Element>(target: &[f32]) -> Vec<T> {
         target.iter().map(|&t| T::from_f64(f64::from(t))).collect()
     }
@@ -99,6 +93,12 @@ impl fmt::Display for Loss {
 const IN_RANGE: &str = "labels below the number of classes";
 
 impl Function<1> for Loss {
+    fn given(&self, rng: &mut Rng) -> [Given; 1] {
+        let values = normals(rng, self.n * self.c).iter().map(|x| 3.0 * x).collect();
+        let name = if let Kind::Mse(_) = self.kind { "y" } else { "logits" };
+        [Given { name, shape: [self.n, self.c].into(), values }]
+    }
+
     fn outputs(&self) -> usize {
         1
     }

@@ -1,7 +1,7 @@
 //! Whole networks with their losses: layer by layer, and as a plan runs them.
 
 use super::function::Checked;
-use super::subjects::size;
+use super::subjects::{Case, size};
 use evenkeel::gradcheck::{GradCheck, normal_batch};
 use evenkeel::layers::{BatchNorm1d, BatchNormOptions, Layer, Linear, Relu};
 use evenkeel::model::plan::Fusion;
@@ -15,8 +15,6 @@ pub(super) struct Network {
     hidden: Vec<Hidden>,
     outputs: usize,
     loss: Loss,
-    /// Of a plan.
-    fusion: Fusion,
     seed: u64,
 }
 
@@ -33,8 +31,7 @@ impl Network {
         let hidden = (0..1 + rng.index(3)).map(|_| Hidden::new(rng)).collect();
         let loss = if rng.below(2) == 0 { Loss::CrossEntropy } else { Loss::Mse };
         let (inputs, outputs) = (size(rng, 9), size(rng, 7));
-        let fusion = if rng.below(4) == 0 { Fusion::Off } else { Fusion::On };
-        Network { rows, inputs, hidden, outputs, loss, fusion, seed: rng.next_u64() }
+        Network { rows, inputs, hidden, outputs, loss, seed: rng.next_u64() }
     }
 
     fn model(&self) -> evenkeel::Result<Sequential<f64>> {
@@ -56,8 +53,17 @@ impl Network {
         Ok(model.push(Linear::new(width, self.outputs, rng)?))
     }
 
-    /// Layer by layer, or as a plan, mostly with fusion.
-    pub(super) fn check(&self, check: GradCheck, plan: bool) -> Checked {
+    pub(super) fn check_layers(&self, check: GradCheck) -> Case {
+        Case { what: self.to_string(), differences: self.checked(check, None), twin: None }
+    }
+
+    /// As a plan, mostly with fusion.
+    pub(super) fn check_plan(&self, check: GradCheck) -> Case {
+        let fusion = if Rng::new(self.seed, "fusion").below(4) == 0 { Fusion::Off } else { Fusion::On };
+        Case { what: format!("{self}, fusion {fusion:?}"), differences: self.checked(check, Some(fusion)), twin: None }
+    }
+
+    fn checked(&self, check: GradCheck, plan: Option<Fusion>) -> Checked {
         let x = normal_batch([self.rows, self.inputs], self.seed)?;
         let rng = &mut Rng::new(self.seed, "targets");
         let classes: Vec<u8> =
@@ -68,10 +74,9 @@ impl Network {
             Loss::Mse => Targets::Values(&values),
         };
         let mut model = self.model()?;
-        if plan {
-            check.plan(model, self.fusion, self.loss, x.view(), targets)
-        } else {
-            check.model(&mut model, self.loss, x.view(), targets)
+        match plan {
+            Some(fusion) => check.plan(model, fusion, self.loss, x.view(), targets),
+            None => check.model(&mut model, self.loss, x.view(), targets),
         }
     }
 }
@@ -100,6 +105,6 @@ impl fmt::Display for Network {
                 write!(f, "({})", parts.join(" "))?;
             }
         }
-        write!(f, "-{}, {:?}, fusion {:?}", self.outputs, self.loss, self.fusion)
+        write!(f, "-{}, {:?}", self.outputs, self.loss)
     }
 }

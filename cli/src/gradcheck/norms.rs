@@ -122,25 +122,6 @@ impl Norm {
         }
     }
 
-    /// Inputs at which no output comes so near the kink that f32 and f64 differ about its side.
-    pub(super) fn given(&self, rng: &mut Rng) -> [Given; 3] {
-        loop {
-            let mut x = normals(rng, self.n * self.c * self.l);
-            x.iter_mut().for_each(|x| *x = single(self.centre + self.spread * f64::from(*x)));
-            let mut parameter = |is_there: bool| if is_there { normals(rng, self.c) } else { Vec::new() };
-            let (gamma, beta) = (parameter(self.affine.0), parameter(self.affine.1));
-            let given = [
-                Given { name: "x", shape: self.shape, values: x },
-                Given::parameter("weight", gamma),
-                Given::parameter("bias", beta),
-            ];
-            let [x, gamma, beta] = given.each_ref().map(Given::wide);
-            if !self.has_relu() || self.z(&x, &gamma, &beta).iter().all(|z| z.abs() > OFF_THE_KINK) {
-                return given;
-            }
-        }
-    }
-
     /// Mean and 1 / sqrt(var + eps) of each channel.
     fn statistics(&self, x: &[f64]) -> Vec<(f64, f64)> {
         let count = (self.n * self.l) as f64;
@@ -230,6 +211,25 @@ impl fmt::Display for Norm {
 }
 
 impl Function<3> for Norm {
+    /// Inputs at which no output comes so near the kink that f32 and f64 differ about its side.
+    fn given(&self, rng: &mut Rng) -> [Given; 3] {
+        loop {
+            let mut x = normals(rng, self.n * self.c * self.l);
+            x.iter_mut().for_each(|x| *x = single(self.centre + self.spread * f64::from(*x)));
+            let mut parameter = |is_there: bool| if is_there { normals(rng, self.c) } else { Vec::new() };
+            let (gamma, beta) = (parameter(self.affine.0), parameter(self.affine.1));
+            let given = [
+                Given { name: "x", shape: self.shape, values: x },
+                Given::parameter("weight", gamma),
+                Given::parameter("bias", beta),
+            ];
+            let [x, gamma, beta] = given.each_ref().map(Given::wide);
+            if !self.has_relu() || self.z(&x, &gamma, &beta).iter().all(|z| z.abs() > OFF_THE_KINK) {
+                return given;
+            }
+        }
+    }
+
     fn outputs(&self) -> usize {
         self.shape.len()
     }

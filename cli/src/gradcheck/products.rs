@@ -58,27 +58,6 @@ impl Product {
         if self.has_bias { layer } else { layer.without_bias() }
     }
 
-    /// Inputs at which no output comes so near the kink that f32 and f64 differ about its side.
-    pub(super) fn given(&self, rng: &mut Rng) -> [Given; 3] {
-        loop {
-            let given = [
-                Given { name: "x", shape: [self.n, self.inputs].into(), values: normals(rng, self.n * self.inputs) },
-                Given {
-                    name: "weight",
-                    shape: [self.inputs, self.outputs].into(),
-                    values: normals(rng, self.inputs * self.outputs),
-                },
-                Given::parameter("bias", if self.has_bias { normals(rng, self.outputs) } else { Vec::new() }),
-            ];
-            let [x, weight, bias] = given.each_ref().map(Given::wide);
-            let mut z = vec![0.0; self.n * self.outputs];
-            Product { relu: false, ..*self }.forward([&x, &weight, &bias], &mut z);
-            if !self.relu || z.iter().all(|z| z.abs() > OFF_THE_KINK) {
-                return given;
-            }
-        }
-    }
-
     /// The gradient before the ReLU.
     fn through_relu<T: Element>(&self, inputs: [&[T]; 3], dy: &[T]) -> Vec<T> {
         let mut dz = dy.to_vec();
@@ -105,6 +84,27 @@ impl fmt::Display for Product {
 }
 
 impl Function<3> for Product {
+    /// Inputs at which no output comes so near the kink that f32 and f64 differ about its side.
+    fn given(&self, rng: &mut Rng) -> [Given; 3] {
+        loop {
+            let given = [
+                Given { name: "x", shape: [self.n, self.inputs].into(), values: normals(rng, self.n * self.inputs) },
+                Given {
+                    name: "weight",
+                    shape: [self.inputs, self.outputs].into(),
+                    values: normals(rng, self.inputs * self.outputs),
+                },
+                Given::parameter("bias", if self.has_bias { normals(rng, self.outputs) } else { Vec::new() }),
+            ];
+            let [x, weight, bias] = given.each_ref().map(Given::wide);
+            let mut z = vec![0.0; self.n * self.outputs];
+            Product { relu: false, ..*self }.forward([&x, &weight, &bias], &mut z);
+            if !self.relu || z.iter().all(|z| z.abs() > OFF_THE_KINK) {
+                return given;
+            }
+        }
+    }
+
     fn outputs(&self) -> usize {
         self.n * self.outputs
     }

@@ -1,6 +1,6 @@
 //! What can be checked, by name, and its random cases.
 
-use super::function::{Checked, Given, differences, twin};
+use super::function::{Checked, Function, Given, differences, twin};
 use super::losses::{Loss, Relu};
 use super::networks::Network;
 use super::norms::Norm;
@@ -86,51 +86,53 @@ impl Subject {
         match self {
             Subject::Linear => {
                 let case = Product::layer(rng);
-                let given = case.given(rng);
-                let differences = layer(&mut case.make(), &given, check);
-                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+                Case::of_layer(&case, &mut case.make(), rng, check)
             }
             Subject::Batchnorm1d | Subject::Batchnorm2d => {
                 let case = if self == Subject::Batchnorm1d { Norm::features(rng) } else { Norm::images(rng) };
-                let given = case.given(rng);
-                let differences = layer(&mut *case.make(), &given, check);
-                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
+                Case::of_layer(&case, &mut *case.make(), rng, check)
             }
-            Subject::Relu => {
-                let case = Relu::new(rng);
-                let given = case.given(rng);
-                let differences = layer(&mut layers::Relu::new(), &given, check);
-                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
-            }
-            Subject::CrossEntropy | Subject::Mse => {
-                let case = if self == Subject::Mse { Loss::mse(rng) } else { Loss::cross_entropy(rng) };
-                let given = case.given(rng);
-                let differences = differences(&case, &given, check);
-                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
-            }
-            Subject::LinearFused => {
-                let case = Product::fused(rng);
-                let given = case.given(rng);
-                let differences = differences(&case, &given, check);
-                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
-            }
-            Subject::BatchnormFused | Subject::BatchnormFrozen => {
-                let case = if self == Subject::BatchnormFused { Norm::fused(rng) } else { Norm::frozen(rng) };
-                let given = case.given(rng);
-                let differences = differences(&case, &given, check);
-                Case { what: case.to_string(), differences, twin: Some(twin(&case, &given, check)) }
-            }
-            Subject::Network | Subject::Plan => {
-                let case = Network::new(rng);
-                let differences = case.check(check, self == Subject::Plan);
-                Case { what: case.to_string(), differences, twin: None }
-            }
+            Subject::Relu => Case::of_layer(&Relu::new(rng), &mut layers::Relu::new(), rng, check),
+            Subject::CrossEntropy => Case::of_function(&Loss::cross_entropy(rng), rng, check),
+            Subject::Mse => Case::of_function(&Loss::mse(rng), rng, check),
+            Subject::LinearFused => Case::of_function(&Product::fused(rng), rng, check),
+            Subject::BatchnormFused => Case::of_function(&Norm::fused(rng), rng, check),
+            Subject::BatchnormFrozen => Case::of_function(&Norm::frozen(rng), rng, check),
+            Subject::Network => Network::new(rng).check_layers(check),
+            Subject::Plan => Network::new(rng).check_plan(check),
+        }
+    }
+}
+
+impl Case {
+    /// Kernels, with closures around them.
+    fn of_function<const N: usize>(function: &impl Function<N>, rng: &mut Rng, check: GradCheck) -> Self {
+        let given = function.given(rng);
+        Case {
+            what: function.to_string(),
+            differences: differences(function, &given, check),
+            twin: Some(twin(function, &given, check)),
+        }
+    }
+
+    /// A layer as such in f64, as a function in f32.
+    fn of_layer<const N: usize>(
+        function: &impl Function<N>,
+        layer: &mut dyn Layer<f64>,
+        rng: &mut Rng,
+        check: GradCheck,
+    ) -> Self {
+        let given = function.given(rng);
+        Case {
+            what: function.to_string(),
+            differences: checked(layer, &given, check),
+            twin: Some(twin(function, &given, check)),
         }
     }
 }
 
 /// A layer at the first of what is given, with the others as its parameters.
-fn layer(layer: &mut dyn Layer<f64>, given: &[Given], check: GradCheck) -> Checked {
+fn checked(layer: &mut dyn Layer<f64>, given: &[Given], check: GradCheck) -> Checked {
     layer.visit_mut(&mut |p| {
         let values = given.iter().find(|g| g.name == p.name).map_or(&[][..], |g| &g.values);
         p.value.iter_mut().zip(values).for_each(|(p, &value)| *p = f64::from(value));

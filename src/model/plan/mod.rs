@@ -227,7 +227,7 @@ impl<T: Element> Plan<T> {
                 }
                 while let Some(slot) = slots.as_slice().first().filter(|slot| slot.layer == layer) {
                     let (value, grad) = (&self.values.data()[slot.at.clone()], &self.grads.data()[slot.at.clone()]);
-                    f(layer, Parameter { name: slot.name, value, grad });
+                    f(layer, Parameter { name: slot.name, shape: slot.shape, value, grad });
                     slots.next();
                 }
             }

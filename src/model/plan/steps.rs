@@ -64,6 +64,7 @@ pub(super) struct Places {
 pub(super) struct Slot {
     pub(super) layer: usize,
     pub(super) name: &'static str,
+    pub(super) shape: Shape,
     pub(super) at: Range<usize>,
 }
 
@@ -133,7 +134,7 @@ impl Steps {
                                 (false, "weight") => step.at.gamma = at.clone(),
                                 (false, _) => step.at.beta = at.clone(),
                             }
-                            self.slots.push(Slot { layer, name: parameter.name, at });
+                            self.slots.push(Slot { layer, name: parameter.name, shape: parameter.shape, at });
                         }
                     }
                 });
