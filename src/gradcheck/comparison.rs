@@ -1,6 +1,6 @@
 //! The comparison: every entry of every gradient, or a few random directions, with what differences say.
 
-use super::differences::{Difference, Ladder, Move, Sure, derivative, is_f64, noise, slope, typical};
+use super::differences::{self, Difference, Ladder, Move, Sure, derivative, is_f64, slope, typical};
 use super::report::{Basis, Entry, Report, TensorReport, Verdict};
 use super::{Settings, Tolerance};
 use crate::error::{Error, Result};
@@ -14,7 +14,8 @@ const DIRECTIONS: usize = 4;
 /// How many times the roundoff of what a function returns its differences may be off by.
 const ROUNDINGS: f64 = 8.0;
 
-/// What is less than so many times what noise leaves in a difference cannot be told from zero,
+/// What is less than so many times what noise leaves in a difference cannot be told from zero (five standard deviations, if the noise is
+/// twice what it was measured to be),
 const ABOVE_NOISE: f64 = 8.0;
 
 /// and where that is more than this part of a gradient that is seen to be there, in f64 and in f32, the gradient cannot be said to be
@@ -83,7 +84,7 @@ impl<T: Element> Comparison<'_, T> {
                 dy: &self.dy,
                 outputs: self.outputs,
             };
-            let measured = noise(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder)?;
+            let measured = differences::noise(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder, 0.0)?;
             // Where the function is zero its size is that of its neighbourhood; outputs that no step changes have been rounded all the
             // same.
             let near = probe.along(&directions[0], ladder.near(), &v.analytic)?.rounding / (ROUNDINGS * T::ROUNDOFF);
@@ -105,8 +106,11 @@ impl<T: Element> Comparison<'_, T> {
             while is_lost && numeric.longer < ladder.room() {
                 numeric.longer = (LONGER * numeric.longer).min(ladder.room());
                 let longer = ladder.longer(numeric.longer);
-                let far = probe.along(&directions[0], longer.first(), &v.analytic)?.rounding / ROUNDINGS;
-                numeric.noise = noise.max(if far.is_finite() { far } else { 0.0 });
+                let mut along = |h| probe.along(&directions[0], h, &v.analytic);
+                let far = along(longer.first())?.rounding / ROUNDINGS;
+                let far = if far.is_finite() { far } else { 0.0 };
+                // A shift that is large beside the values has roundings of its own.
+                numeric.noise = noise.max(far).max(differences::noise(&mut along, ladder, longer.first())?);
                 numeric.hidden = ABOVE_NOISE * numeric.noise / longer.third();
                 let seen = full(v, &mut probe, numeric, tolerance, &mut rng)?;
                 // But they may reach a kink,

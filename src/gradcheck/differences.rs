@@ -232,15 +232,19 @@ const OF_A_GAP: f64 = 16.0;
 /// Points at which noise is measured on one side.
 const NOISE_POINTS: usize = 12;
 
-/// The scatter that rounding gives the function.
+/// The scatter that rounding gives the function from `distance` on.
 ///
 /// Of the two sides the smoother one says: a jump may be near, and at the base point itself it lies between them.
-pub(super) fn noise<E>(probe: &mut impl FnMut(f64) -> Result<Move, E>, ladder: Ladder) -> Result<f64, E> {
+pub(super) fn noise<E>(
+    probe: &mut impl FnMut(f64) -> Result<Move, E>,
+    ladder: Ladder,
+    distance: f64,
+) -> Result<f64, E> {
     let mut least = f64::INFINITY;
     for side in [1.0, -1.0] {
         let mut values = [0.0; NOISE_POINTS];
         for (i, value) in values.iter_mut().enumerate() {
-            *value = probe(side * (i + 1) as f64 * ladder.tiny)?.change;
+            *value = probe(side * (distance + (i + 1) as f64 * ladder.tiny))?.change;
         }
         for _ in 0..4 {
             for i in 0..NOISE_POINTS - 1 {
@@ -355,7 +359,7 @@ mod tests {
             let mut probe = |h: f64| -> Result<Move, Infallible> {
                 Ok(Move { change: (3.0 * h).exp() + amount * rng.normal(), step: h, predicted: 0.0, rounding: 0.0 })
             };
-            let found = noise(&mut probe, ladder(1)).unwrap();
+            let found = noise(&mut probe, ladder(1), 0.0).unwrap();
             // The largest of eight normal numbers is within a factor of four of their standard deviation, rarely less.
             assert!(found >= 0.5 * amount && found <= 4.0 * amount + 1e-15, "{amount:e}: {found:e}");
         }
