@@ -15,7 +15,7 @@ put() { # put TARGET NAME: standard input becomes a seed
 images() { printf '\0\0\10\3\0\0\0\3\0\0\0\2\0\0\0\2\0\1\2\3\4\5\6\7\10\11\12\377'; }
 labels() { printf '\0\0\10\1\0\0\0\3\0\1\2'; }
 
-# The first byte of `idx` says which of its kinds of input follows; a whole number of 32 bits is scaled to four kinds.
+# The first four bytes of `idx` are a number that says which of its four kinds of input follows.
 raw() { printf '\0\0\0\0'; cat; }
 images | raw | put idx images
 labels | raw | put idx labels

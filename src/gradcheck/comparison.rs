@@ -1,7 +1,7 @@
 //! The comparison: every entry of every gradient, or a few random directions, with what differences say.
 
 use super::differences::{self, Difference, Ladder, Move, Sure, derivative, is_f64, slope, typical};
-use super::report::{Basis, Entry, Report, TensorReport, Verdict};
+use super::report::{Basis, Entry, Report, SURELY, TensorReport, Verdict};
 use super::{Settings, Tolerance};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -14,11 +14,11 @@ const DIRECTIONS: usize = 4;
 /// How many times the roundoff of what a function returns its differences may be off by.
 const ROUNDINGS: f64 = 8.0;
 
-/// What is less than so many times what noise leaves in a difference cannot be told from zero (five standard deviations, if the noise is
-/// twice what it was measured to be),
+/// What is less than so many times what noise leaves in a difference cannot be told from zero: five standard deviations, if the noise is
+/// twice what it was measured to be.
 const ABOVE_NOISE: f64 = 8.0;
 
-/// and where that is more than this part of a gradient that is seen to be there, in f64 and in f32, the gradient cannot be said to be
+/// Where that is more than this part of a gradient that is seen to be there, in f64 and in f32, the gradient cannot be said to be
 /// right. Nor if the noise is more than the root of the roundoff of the function: what it does is not computed in the precision of its type.
 const HIDDEN: [f64; 2] = [1e-3, 0.1];
 
@@ -84,14 +84,22 @@ impl<T: Element> Comparison<'_, T> {
                 dy: &self.dy,
                 outputs: self.outputs,
             };
-            let measured = differences::noise(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder, 0.0)?;
-            // Where the function is zero its size is that of its neighbourhood; outputs that no step changes have been rounded all the
-            // same.
+            let even = probe.even(&directions[0], ladder.tiny());
+            let measured = differences::noise(&mut |h| probe.along(&even, h, &v.analytic), ladder, 0.0)?;
+            // That of the outputs which the tensor moves, in its neighbourhood; where it moves none to speak of, they have been rounded all
+            // the same.
             let near = probe.along(&directions[0], ladder.near(), &v.analytic)?.rounding / (ROUNDINGS * T::ROUNDOFF);
-            let size = if near.is_finite() { size.max(near) } else { size };
+            let moves = near.is_finite() && near > 4.0 * T::ROUNDOFF * size;
+            let (size, still) = if moves { (near, size) } else { (size, 0.0) };
             let noise = measured.max(T::ROUNDOFF * size);
             let slope = slope(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder, noise)?;
-            let mut numeric = Numeric { noise, longer: 1.0, hidden: ABOVE_NOISE * noise / ladder.third(), typical };
+            let mut numeric = Numeric {
+                noise,
+                longer: 1.0,
+                hidden: ABOVE_NOISE * noise / ladder.third(),
+                still: T::ROUNDOFF * still / ladder.third(),
+                typical,
+            };
             let is_noisy = noise > T::ROUNDOFF.sqrt() * size;
             let quick = match settings.is_fast {
                 true => fast(v, &mut probe, (ladder, numeric), tolerance, &directions)?,
@@ -102,23 +110,24 @@ impl<T: Element> Comparison<'_, T> {
                 None => full(v, &mut probe, numeric, tolerance, &mut rng)?,
             };
             // Longer steps see more of what noise hides.
-            let mut is_lost = report.is_unseen || report.verdict() == Verdict::Unknown;
+            let mut is_lost = report.is_raised || report.verdict() == Verdict::Unknown;
             while is_lost && numeric.longer < ladder.room() {
                 numeric.longer = (LONGER * numeric.longer).min(ladder.room());
                 let longer = ladder.longer(numeric.longer);
-                let mut along = |h| probe.along(&directions[0], h, &v.analytic);
+                let mut along = |h| probe.along(&even, h, &v.analytic);
                 let far = along(longer.first())?.rounding / ROUNDINGS;
                 let far = if far.is_finite() { far } else { 0.0 };
                 // A shift that is large beside the values has roundings of its own.
                 numeric.noise = noise.max(far).max(differences::noise(&mut along, ladder, longer.first())?);
                 numeric.hidden = ABOVE_NOISE * numeric.noise / longer.third();
+                numeric.still = T::ROUNDOFF * still / longer.third();
                 let seen = full(v, &mut probe, numeric, tolerance, &mut rng)?;
-                // But they may reach a kink,
-                if seen.skipped > report.skipped {
+                // But they may reach a kink, or more noise than there is here,
+                if seen.skipped > report.skipped || (seen.is_unseen && !report.is_unseen) {
                     break;
                 }
                 let is_unknown = seen.verdict() == Verdict::Unknown;
-                is_lost = seen.is_unseen || is_unknown;
+                is_lost = seen.is_raised || is_unknown;
                 // or too far for how the function bends.
                 let is_found = report.is_unseen && seen.is_hidden;
                 if !is_unknown || is_found || seen.excess() < report.excess() {
@@ -213,6 +222,12 @@ impl<T: Element> Probe<'_, '_, T> {
         moved.map(|(change, rounding)| Move { change, step: h, predicted, rounding })
     }
 
+    /// The same direction, of which so small a step takes each entry a whole number of its units: equal steps stay equal.
+    fn even(&self, direction: &[f64], tiny: f64) -> Vec<f64> {
+        let along = self.origin.iter().zip(direction);
+        along.map(|(old, d)| (T::from_f64(old.to_f64() + tiny * d).to_f64() - old.to_f64()) / tiny).collect()
+    }
+
     /// By how much L differs from its base, and what rounding may have to do with that. Outputs are subtracted before they are added
     /// up: those that the step does not reach leave no rounding.
     fn change(&mut self) -> Result<(f64, f64)> {
@@ -241,6 +256,8 @@ struct Numeric {
     longer: f64,
     /// Gradients below this cannot be told from zero.
     hidden: f64,
+    /// What outputs that do not move may hide: a gradient that is off by no more is not known to be wrong.
+    still: f64,
     /// The size of the tensor's values.
     typical: f64,
 }
@@ -249,7 +266,7 @@ struct Numeric {
 fn full<T: Element>(
     v: &Variables<T>,
     probe: &mut Probe<'_, '_, T>,
-    Numeric { noise, longer, hidden, typical }: Numeric,
+    Numeric { noise, longer, hidden, still, typical }: Numeric,
     Tolerance { rtol, atol }: Tolerance,
     rng: &mut Rng,
 ) -> Result<TensorReport> {
@@ -261,34 +278,45 @@ fn full<T: Element>(
         let sure = Sure { fixed: (atol * largest / 8.0).max(hidden / 2.0), part: rtol / 8.0 };
         let ladder = Ladder::new::<T>(probe.origin[i].to_f64(), typical, rng).longer(longer);
         let difference = derivative(&mut |h| probe.entry(i, h), ladder, sure, noise)?;
-        if difference.kink.is_none() && difference.value.is_finite() {
+        if difference.is_known() && difference.value.is_finite() {
             largest = largest.max(difference.value.abs());
         }
         found.push(difference);
     }
+    let of_scale = hidden.max(atol * largest);
     let scale = if hidden > atol * largest { hidden / atol } else { largest };
     let mut report = TensorReport::new(&v.name, v.shape, scale);
     let part = HIDDEN[usize::from(!is_f64::<T>())];
-    report.is_unseen = largest <= hidden && hidden > 0.0;
+    report.is_raised = hidden > (atol + rtol) * largest && !found.is_empty();
+    report.is_unseen = report.is_raised && largest <= hidden;
     report.is_hidden = largest > hidden && hidden > part * largest;
-    for (index, &Difference { value, doubt, kink }) in found.iter().enumerate() {
-        let analytic = v.analytic[index];
-        let (mut numeric, mut doubt) = (value, doubt);
-        if let Some([lower, upper]) = kink {
-            // There is no derivative, but a gradient lies between the slopes of the sides.
-            let beyond = BEYOND * (upper - lower) + atol * scale;
-            if analytic.is_finite() && (lower - beyond..=upper + beyond).contains(&analytic) {
+    for (index, difference) in found.iter().enumerate() {
+        let (analytic, added) = (v.analytic[index], v.added.as_ref().map(|added| added[index]));
+        let Difference { value: mut numeric, mut doubt, kink } = *difference;
+        let mut allowed = of_scale + rtol * numeric.abs();
+        let within = |limit: f64| [Some(analytic), added].into_iter().flatten().all(|g| (g - numeric).abs() <= limit);
+        if let Some([lower, upper]) = kink.filter(|_| !(difference.is_known() && within(allowed))) {
+            // There is no derivative, or none that is sure, but a gradient lies between the slopes of the sides.
+            let beyond = BEYOND * (upper - lower) + of_scale;
+            let lies_between = |g: f64| g.is_finite() && (lower - beyond..=upper + beyond).contains(&g);
+            let is_possible = match difference.is_known() {
+                true => within(allowed + SURELY * doubt),
+                false => lies_between(analytic) && added.is_none_or(lies_between),
+            };
+            if is_possible {
                 report.skipped += 1;
                 continue;
             }
-            (numeric, doubt) = (analytic.clamp(lower, upper), 0.0);
+            if !difference.is_known() {
+                (numeric, doubt) = (analytic.clamp(lower, upper), upper - lower);
+                allowed = of_scale + rtol * numeric.abs();
+            }
         }
         report.checked += 1;
-        let allowed = atol * scale + rtol * numeric.abs();
-        let entry = Entry { index, analytic, numeric, doubt, allowed, is_second_pass: false };
+        let entry = Entry { index, analytic, numeric, doubt: doubt + still, allowed, is_second_pass: false };
         report.add(entry);
-        if let Some(added) = &v.added {
-            report.add(Entry { analytic: added[index], is_second_pass: true, ..entry });
+        if let Some(added) = added {
+            report.add(Entry { analytic: added, is_second_pass: true, ..entry });
         }
     }
     Ok(report)

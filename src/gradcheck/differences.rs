@@ -5,20 +5,21 @@
 //! For a smooth function of one variable, `D(h) = (f(h) - f(-h)) / 2h = f'(0) + a h^2 + O(h^4) + O(u |f| / h)`. Steps go down a ladder
 //! by a factor r, and each two neighbours are extrapolated to `R = D(h/r) + (D(h/r) - D(h)) / (r^2 - 1)`, which lacks the term in h^2
 //! (Richardson). The doubt of an R is by how much it differs from the R before it, whose error is r^4 times as large where the ladder
-//! converges, and what rounding leaves in its shorter step. The answer is the R with the least doubt, whatever the gradient is that it will
+//! converges, the square of the part by which D changed (two R may agree by accident before it does), and what rounding leaves in its shorter
+//! step. The answer is the R with the least doubt, whatever the gradient is that it will
 //! be compared with. The ladder ends as soon as the doubt is below what is asked for: after three steps mostly.
 //!
-//! The first step is not a round number but drawn, and neither is r: a function that repeats itself with the steps would otherwise look
-//! like another one.
+//! The first step is drawn, and r is no round number: a function that repeats itself with the steps would otherwise look like another one.
 //!
 //! # Kinks
 //!
-//! A kink at a distance d leaves the slopes of the two sides apart by `J (1 - d/h)` for all steps h above d, J being the jump of the
-//! slope; below d, and for a smooth function at any step that is short for how it bends, they come together as fast as the step shrinks.
-//! Two neighbours whose gap does not shrink to the half are not believed. Where d lies between two steps of the ladder, three of them do
-//! not agree. If none is sure enough, and no two gaps above rounding have shrunk in a row since one did not (the last step behind a kink
-//! may shrink it, but the next is in front of it), the variable is at a kink, or so near one that the ladder does not get in front of it:
-//! there is no derivative to be compared with.
+//! The slopes of the two sides of a smooth function are `f'' h` apart. A kink at a distance d adds `J (1 - d/h)` for all steps h above d,
+//! J being the jump of the slope. Extrapolating the gaps of two neighbours, `jump = (r gap(h/r) - gap(h)) / (r - 1)`, takes `f'' h` out,
+//! however small J is beside it: what is left falls with h^3 for a smooth function, and stays J at a kink. Neighbours whose jump is above
+//! rounding, and does not shrink, are not believed. Where d lies between two steps of the ladder, three of them do not agree. If none
+//! is sure enough, and the jump has stayed as it was above rounding but has not shrunk three times since (passing d may
+//! shrink it twice), the variable is at a kink, or so near one that the ladder does not get in front of it: there is no derivative to be compared with. The slopes of
+//! the two sides are extrapolated likewise.
 //!
 //! # Noise
 //!
@@ -52,20 +53,20 @@ pub(super) struct Ladder {
     tiny: f64,
     /// A step within the size of the values, whatever that is, and longer than the first for values of order one.
     near: f64,
-    /// The size of the values, beyond which a first step is not made longer.
+    /// The size of the values, or what a function of small ones hardly bends within: a first step is not made longer.
     longest: f64,
 }
 
 impl Ladder {
     /// For a variable of type `T` that is as large as `value`, in a tensor whose values are `typical`.
     ///
-    /// f64: from 2^-10 to 2^-9 for the first step, down to 5e-10 in twelve; the first three have truncations below 1e-13 and a rounding of
-    /// 1e-12 of a function that bends within 1. f32: from 2^-4 to 2^-3, down to 3e-4 in five. Where values are small,
+    /// f64: from 2^-10 to 2^-9 for the first step, down to 3e-12 in sixteen; the first three have truncations below 1e-13 and a rounding of
+    /// 1e-12 of a function that bends within 1. f32: from 2^-4 to 2^-3, down to 2e-6 in nine. The last are for steep functions. Where values are small,
     /// the function may bend within their size, or not: steps begin at the root of it, and there are more of them. So there are for a small
     /// value among larger ones, which may be near a pole. A large value gets steps that it does not swallow.
     pub(super) fn new<T: Element>(value: f64, typical: f64, rng: &mut Rng) -> Self {
         let (steps, [first, taylor, tiny, near, swallowed]) =
-            if is_f64::<T>() { (12, [-10, -5, -30, -8, -20]) } else { (5, [-4, -1, -16, -2, -8]) };
+            if is_f64::<T>() { (16, [-10, -5, -30, -8, -20]) } else { (9, [-4, -1, -16, -2, -8]) };
         // No step leaves the normal numbers.
         let lowest = (0.85 * T::LOWEST_EXPONENT).exp2();
         let longest = if typical > 0.0 { typical.max(lowest) } else { 1.0 };
@@ -87,7 +88,7 @@ impl Ladder {
             taylor: step(taylor),
             tiny: typical.max(least) * 2f64.powi(tiny),
             near: typical.max(least) * 2f64.powi(near),
-            longest,
+            longest: longest.max(2f64.powi(-5)),
         }
     }
 
@@ -104,6 +105,11 @@ impl Ladder {
     /// The first step.
     pub(super) fn first(self) -> f64 {
         self.first
+    }
+
+    /// A step of those that noise is measured with.
+    pub(super) fn tiny(self) -> f64 {
+        self.tiny
     }
 
     /// A step that stays in the neighbourhood.
@@ -153,8 +159,15 @@ pub(super) struct Difference {
     pub(super) value: f64,
     /// How far it is from the extrapolation before it, and what noise leaves in its shorter step.
     pub(super) doubt: f64,
-    /// If there is none because of a kink, the slopes of its two sides, the lower one first.
+    /// If there is a kink, and no sure derivative in front of it, the slopes of its two sides, the lower one first.
     pub(super) kink: Option<[f64; 2]>,
+}
+
+impl Difference {
+    /// Whether the derivative is known: there is no kink, or it is told well from the slopes of the sides.
+    pub(super) fn is_known(&self) -> bool {
+        self.kink.is_none_or(|[lower, upper]| self.doubt < KNOWN * (upper - lower))
+    }
 }
 
 /// How exactly a derivative has to be known: a number, and a part of itself.
@@ -180,30 +193,51 @@ pub(super) fn derivative<E>(
     noise: f64,
 ) -> Result<Difference, E> {
     let mut best = Difference { value: f64::NAN, doubt: f64::INFINITY, kink: None };
-    // The sides of a kink, as they were seen last; whether the gap has not come together twice since.
-    let (mut sides, mut has_kink, mut came_together) = (None, false, false);
-    let (mut last, mut extrapolated): (Option<(f64, f64)>, Option<f64>) = (None, None);
+    // The sides of a kink, as they were seen last, and how often the jump has shrunk since; the sides whether it stays as it is or grows.
+    let (mut sides, mut shrunk, mut apart) = (None, 0, None);
+    let (mut last, mut last_jump, mut extrapolated): (Option<Slopes>, Option<f64>, Option<f64>) = (None, None, None);
     let mut h = ladder.first;
     for _ in 0..ladder.steps {
         let (above, below) = (probe(h)?, probe(-h)?);
         let central = (above.change - below.change) / (above.step - below.step);
-        let (right, left) = (above.change / above.step, below.change / below.step);
-        let gap = (right - left).abs();
-        let rounding = (above.rounding + below.rounding).max(OF_A_GAP * noise) / h;
-        if let Some((wider, wider_gap)) = last {
-            let is_seen = gap > rounding && gap > sure.of(central);
-            let comes_together = gap <= 0.5 * wider_gap;
-            if is_seen && !comes_together {
-                has_kink = true;
-                sides = Some([left.min(right), left.max(right)]);
-            } else if is_seen && came_together {
-                has_kink = false;
+        let slopes = Slopes {
+            central,
+            right: above.change / above.step,
+            left: below.change / below.step,
+            rounding: (above.rounding + below.rounding).max(OF_A_GAP * noise) / h,
+        };
+        if let Some(wider) = last {
+            let [left, right] = [(slopes.left, wider.left), (slopes.right, wider.right)]
+                .map(|(slope, wider)| slope + (slope - wider) / (RATIO - 1.0));
+            let jump = right - left;
+            let rounding = (RATIO * slopes.rounding + wider.rounding) / (RATIO - 1.0);
+            let is_seen = jump.abs() > rounding.max(sure.of(central));
+            // At a kink it stays; it grows where the function is flat but for what lies within the steps.
+            let (shrinks, grows) = match last_jump.map(|last| jump / last) {
+                Some(ratio) => (ratio <= SHRUNK, SHRUNK * ratio > 1.0),
+                None => (false, true),
+            };
+            if is_seen && shrinks {
+                shrunk += 1;
+            } else if is_seen {
+                apart = Some([left.min(right), left.max(right)]);
+                if !grows {
+                    (sides, shrunk) = (apart, 0);
+                }
             }
-            came_together = is_seen && comes_together;
-            let value = central + (central - wider) / (RATIO * RATIO - 1.0);
-            let is_believed = !is_seen || comes_together;
+            let is_kinked = is_seen && last_jump.is_some() && !shrinks;
+            last_jump = jump.is_finite().then_some(jump);
+            let value = central + (central - wider.central) / (RATIO * RATIO - 1.0);
+            // A slope that grows as fast as steps shrink is that of a function which bends within far less than them.
+            let is_growing = central.abs() > GROWN * wider.central.abs() + slopes.rounding;
+            let is_believed = !is_growing && !is_kinked;
             if let Some(before) = extrapolated.filter(|_| is_believed) {
-                let doubt = (value - before).abs() + noise.max((above.rounding + below.rounding) / OF_ROUNDINGS) / h;
+                // Where D still changes by a part of itself, what is left of R's error goes with the square of that part.
+                let change = (central - wider.central).abs();
+                let bend =
+                    if change > slopes.rounding { change * (BENT * change / central.abs()).min(1.0) } else { 0.0 };
+                let rounded = noise.max((above.rounding + below.rounding) / OF_ROUNDINGS) / h;
+                let doubt = (value - before).abs() + bend + rounded;
                 if doubt < best.doubt {
                     best = Difference { value, doubt, kink: None };
                 }
@@ -213,15 +247,39 @@ pub(super) fn derivative<E>(
         if best.doubt <= sure.of(best.value) {
             return Ok(best);
         }
-        last = Some((central, gap));
+        last = Some(slopes);
         h /= RATIO;
     }
     // With a kink on the way, three steps in front of it may not be left.
-    if has_kink || best.value.is_nan() {
+    if best.value.is_nan() {
+        best.kink = sides.or(apart);
+    } else if shrunk < 3 {
         best.kink = sides;
     }
     Ok(best)
 }
+
+/// What one step says of the slope: in the middle, and on both sides.
+#[derive(Clone, Copy)]
+struct Slopes {
+    central: f64,
+    right: f64,
+    left: f64,
+    /// Of the gap between the sides.
+    rounding: f64,
+}
+
+/// Part of the jump before it that a smooth function leaves at most. It falls by r^3, and by the root of r where `|x|^(3/2)` bends.
+const SHRUNK: f64 = 0.6;
+
+/// How many times the square of the part by which D changed an R may be off by.
+const BENT: f64 = 4.0;
+
+/// How many times as large a slope may be as at the step before; it is r times where the function is flat but for what lies within the step.
+const GROWN: f64 = 2.0;
+
+/// Part of the gap between the sides by which a derivative may be in doubt that is told from them.
+const KNOWN: f64 = 0.01;
 
 /// `Move::rounding` is a limit, for two steps together: this part of it is what to expect.
 const OF_ROUNDINGS: f64 = 16.0;
@@ -311,7 +369,7 @@ mod tests {
     #[test]
     fn smooth_functions_have_their_derivative() {
         type Case = (&'static str, fn(f64) -> f64, f64);
-        let cases: [Case; 7] = [
+        let cases: [Case; 8] = [
             ("linear", |x| 3.0 * x - 7.0, 3.0),
             ("exponential", |x| (x + 0.3).exp(), 0.3f64.exp()),
             // It bends within 3e-3, and within 1e-5.
@@ -319,6 +377,7 @@ mod tests {
             ("steeper", |x| (x + 3e-6) / ((x + 3e-6).powi(2) + 1e-10).sqrt(), 1e-10 / (9e-12f64 + 1e-10).powf(1.5)),
             ("parabola at its foot", |x| x * x, 0.0),
             ("near its pole", |x| (x + 1e-7).ln(), 1e7),
+            ("bent at its foot", |x| x.abs().powf(1.5), 0.0),
             // It repeats itself within 2^-13.
             ("ripple", |x| x + 2e-4 * (TAU * 8192.0 * x).sin(), 1.0 + 2e-4 * TAU * 8192.0),
         ];
@@ -340,13 +399,30 @@ mod tests {
                     let kinked = |x: f64| jump * (x - distance).max(0.0) + 0.5 * x;
                     let found = derivative(&mut of(kinked, 0.0), ladder(seed), known_to(1e-7), 1e-16).unwrap();
                     let what = format!("jump {jump} at {distance}: {found:?}");
-                    assert_eq!(found.kink.is_some(), distance < 3e-9, "{what}");
-                    match found.kink {
-                        Some([lower, upper]) => {
-                            assert!((lower - 0.5).abs() < 0.1 * jump && upper - lower > 0.1 * jump, "{what}");
-                        }
-                        None => assert!((found.value - 0.5).abs() < 3e-7, "{what}"),
+                    assert!(found.kink.is_some() || distance > 0.0, "{what}");
+                    assert!(found.kink.is_none() || distance < 3e-9, "{what}");
+                    if let Some([lower, upper]) = found.kink {
+                        assert!((lower - 0.5).abs() < 0.1 * jump && upper - lower > 0.1 * jump, "{what}");
+                        assert!(distance > 0.0 || !found.is_known(), "{what}");
                     }
+                    if found.is_known() {
+                        assert!((found.value - 0.5).abs() < 3e-7 + 4.0 * found.doubt, "{what}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_kink_is_one_however_small_beside_the_curvature() {
+        for jump in [1e-2, 3e-4, 1e-4, 1e-5] {
+            for curvature in [0.0, 1.0, -30.0] {
+                for seed in 0..20 {
+                    let kinked = |x: f64| jump * x.max(0.0) + curvature * x * x + 0.5 * (x + 0.2).exp();
+                    let found = derivative(&mut of(kinked, 0.0), ladder(seed), known_to(1e-7), 1e-16).unwrap();
+                    let (what, slope) = (format!("{jump} and {curvature}, seed {seed}: {found:?}"), 0.5 * 0.2f64.exp());
+                    let [lower, upper] = found.kink.expect(&what);
+                    assert!((lower - slope).abs() < 0.1 * jump && (upper - slope - jump).abs() < 0.1 * jump, "{what}");
                 }
             }
         }

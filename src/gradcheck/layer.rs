@@ -1,7 +1,7 @@
 //! Checks of layers, models and plans: their inputs and parameters, with decisions and running statistics held.
 
 use super::comparison::{Comparison, SAME, Variables};
-use super::differences::is_f64;
+use super::differences::{is_f64, typical};
 use super::report::{Basis, Failure, Report};
 use super::{GradCheck, Settings, wide};
 use crate::error::{Error, Result};
@@ -109,12 +109,15 @@ fn of_layer<T: Element>(
     x: TensorRef<'_, T>,
 ) -> Result<Report> {
     let output = layer.output_shape(x.shape())?;
+    // What a forward pass leaves unwritten must not look like an answer.
+    let nan = T::from_f64(f64::NAN);
     let mut y = Tensor::<T>::zeros(output)?;
+    y.data_mut().fill(nan);
     let dy: Vec<T> = settings.upstream(output.len())?;
     let mut saved = Tensor::<T>::zeros([layer.saved_len(x.shape())])?;
     let mut scratch = Tensor::<T>::zeros([layer.scratch_len(x.shape())])?;
     let mut dx = Tensor::<T>::zeros(x.shape())?;
-    dx.data_mut().fill(T::from_f64(f64::NAN));
+    dx.data_mut().fill(nan);
 
     layer.forward(x, y.view_mut(), saved.data_mut(), scratch.data_mut())?;
     let expected = wide(y.data());
@@ -138,6 +141,7 @@ fn of_layer<T: Element>(
         let mut parameters = values[1..].iter();
         layer.visit_mut(&mut |p| write(&mut parameters, p));
         let moved = TensorRef::new(x.shape(), &values[0])?;
+        y.data_mut().fill(nan);
         layer.forward_held(x, moved, y.view_mut(), saved.data_mut(), scratch.data_mut())?;
         wide.iter_mut().zip(y.data()).for_each(|(wide, y)| *wide = y.to_f64());
         Ok(())
@@ -146,16 +150,19 @@ fn of_layer<T: Element>(
     Comparison { subject, basis: Basis::of::<T>(), variables, dy, outputs, expected: Some(expected) }.run(settings)
 }
 
-/// Steps at which what is held is compared with what is not, for f64 and f32: hardly ever across a decision.
+/// Steps at which what is held is compared with what is not, for f64 and f32, in the size of the values.
 const HELD_STEPS: [f64; 2] = [1e-6, 1e-2];
 /// Part of an output's change by which the two may differ.
 const HELD: f64 = 0.01;
+/// Part of their difference by which it may miss being linear.
+const LINEAR: f64 = 0.1;
 
 /// An error if `forward_held` is another function than `forward`: a layer that holds its statistics too would be compared with what it
 /// is not.
 ///
-/// At a decision, such as a maximum of equal values, the two differ too: on one side of the base point, or to the same side on both. A
-/// derivative that is held away makes an output differ by opposite amounts.
+/// Where a step crosses decisions, such as those of a ReLU or a maximum, the two differ too, by what grows faster than the step or does not
+/// grow, on one side of the base point or by other amounts on the other. A derivative that is held away makes an output differ by opposite
+/// amounts on both sides, and by half as much at half the step.
 fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<T>, x: TensorRef<'_, T>) -> Result<()> {
     let Held { of: layer, state } = &mut Held::new(layer);
     let mut rng = Rng::new(settings.seed, "gradcheck held");
@@ -165,12 +172,14 @@ fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<
     let mut scratch = Tensor::<T>::zeros([layer.scratch_len(x.shape())])?;
     layer.forward(x, free.view_mut(), saved.data_mut(), scratch.data_mut())?;
     let base = wide(free.data());
-    let mut draw = |len: usize| (0..len).map(|_| rng.normal()).collect::<Vec<f64>>();
-    let along = draw(x.data().len());
-    let of_parameters: Vec<Vec<f64>> = state.parameters.iter().map(|(value, _)| draw(value.len())).collect();
-    let mut differences = [vec![0.0; base.len()], vec![0.0; base.len()]];
-    for (sign, differences) in [1.0, -1.0].into_iter().zip(&mut differences) {
-        let h = sign * HELD_STEPS[usize::from(!is_f64::<T>())];
+    // A direction for each tensor, in the size of its values.
+    let mut draw = |values: &[T]| -> Vec<f64> {
+        let size = Some(typical(values)).filter(|&size| size > 0.0).unwrap_or(1.0);
+        values.iter().map(|_| size * rng.normal()).collect()
+    };
+    let along = draw(x.data());
+    let of_parameters: Vec<Vec<f64>> = state.parameters.iter().map(|(value, _)| draw(value)).collect();
+    let mut difference = |h: f64| -> Result<Vec<f64>> {
         let step = |value: &[T], along: &[f64]| -> Vec<T> {
             value.iter().zip(along).map(|(v, d)| T::from_f64(v.to_f64() + h * d)).collect()
         };
@@ -184,17 +193,23 @@ fn holds_decisions_alone<T: Element>(settings: &Settings, layer: &mut dyn Layer<
         layer.forward(moved, free.view_mut(), saved.data_mut(), scratch.data_mut())?;
         state.hold(*layer);
         layer.forward_held(x, moved, held.view_mut(), saved.data_mut(), scratch.data_mut())?;
-        for (i, difference) in differences.iter_mut().enumerate() {
-            let (free, held) = (free.data()[i].to_f64(), held.data()[i].to_f64());
-            let change = (free - base[i]).abs().max((held - base[i]).abs());
-            let rounding = SAME * T::ROUNDOFF * base[i].abs().max(free.abs());
-            if (free - held).abs() > HELD * change + rounding {
-                *difference = free - held;
-            }
-        }
-    }
-    let [above, below] = differences;
-    if above.iter().zip(&below).any(|(above, below)| above * below < 0.0) {
+        let outputs = free.data().iter().zip(held.data()).zip(&base);
+        Ok(outputs
+            .map(|((free, held), &base)| {
+                let (free, held) = (free.to_f64(), held.to_f64());
+                let change = (free - base).abs().max((held - base).abs());
+                let rounding = SAME * T::ROUNDOFF * base.abs().max(free.abs());
+                if (free - held).abs() > HELD * change + rounding { free - held } else { 0.0 }
+            })
+            .collect())
+    };
+    let h = HELD_STEPS[usize::from(!is_f64::<T>())];
+    let (above, below, nearer) = (difference(h)?, difference(-h)?, difference(0.5 * h)?);
+    let is_linear = |((above, below), nearer): ((&f64, &f64), &f64)| {
+        let miss = (above + below).abs().max((above - 2.0 * nearer).abs());
+        *above != 0.0 && miss <= LINEAR * above.abs()
+    };
+    if above.iter().zip(&below).zip(&nearer).any(is_linear) {
         let what = format!("gradient check of {}: forward_held", layer.describe());
         return Err(Error::invalid(what, "another function than forward", "the same but for decisions"));
     }

@@ -32,7 +32,7 @@ impl Basis {
             Basis::F64 => (1e-5, 1e-7),
             // u is 6e-8, and a sum of a thousand products loses some thirty of it.
             Basis::F32AgainstF64 => (1e-4, 1e-5),
-            // Differences of what is off by u, over steps of 2^-4 to 2^-10.
+            // Differences of what is off by u, over steps of 2^-4 to 2^-11.
             Basis::F32 => (1e-2, 1e-3),
             Basis::Twin => (0.0, 0.0),
         }
@@ -92,16 +92,22 @@ pub(super) struct Entry {
 }
 
 /// How many times their doubt differences may be off.
-const SURELY: f64 = 4.0;
+pub(super) const SURELY: f64 = 4.0;
+
+/// Part of themselves by which differences are in doubt that have not found the derivative.
+const LOST: f64 = 0.01;
 
 impl Entry {
     fn error(&self) -> f64 {
         (self.analytic - self.numeric).abs()
     }
 
-    /// Whether it is more than is allowed, but not for sure.
+    /// Whether it is more than is allowed, but not for sure: within what differences may be off by, or beside differences that did not come
+    /// to rest anywhere.
     fn is_unsure(&self) -> bool {
-        self.error() > self.allowed && self.error() <= self.allowed + SURELY * self.doubt
+        let is_near = self.error() <= self.allowed + SURELY * self.doubt;
+        let is_lost = self.doubt > self.allowed && self.doubt > LOST * self.numeric.abs();
+        self.error() > self.allowed && (is_near || is_lost)
     }
 
     /// How many times what is allowed; a NaN, or a bound that is none, is worse than any number.
@@ -151,14 +157,16 @@ pub struct TensorReport {
     pub slope: Option<f64>,
     /// Whether rounding of the function hides how large the gradient is.
     pub is_hidden: bool,
+    /// Whether nothing of a gradient is seen: all differences are within what rounding hides, as where the true gradient is zero.
+    pub is_unseen: bool,
     /// Whether the worst entry is of what a second backward pass added: it should be the same again.
     pub is_second_pass: bool,
     excess: f64,
     /// Whether an entry is wrong for sure, and whether one may be.
     is_wrong: bool,
     is_unsure: bool,
-    /// Whether all differences are within what rounding hides.
-    pub(super) is_unseen: bool,
+    /// Whether rounding hides more than the tolerances allow of the largest entry.
+    pub(super) is_raised: bool,
 }
 
 impl TensorReport {
@@ -178,11 +186,12 @@ impl TensorReport {
             doubt: 0.0,
             slope: None,
             is_hidden: false,
+            is_unseen: false,
             is_second_pass: false,
             excess: -1.0,
             is_wrong: false,
             is_unsure: false,
-            is_unseen: false,
+            is_raised: false,
         }
     }
 
@@ -246,9 +255,13 @@ impl TensorReport {
             Verdict::Right if self.is_unseen => {
                 format!("nothing of a gradient is seen: it is below {:.1e}, which rounding of the function hides", self.allowed)
             }
+            Verdict::Right if self.is_raised => {
+                format!("up to {:.1e} is allowed, which rounding of the function hides", self.allowed)
+            }
             Verdict::Right => return None,
             Verdict::Unknown if self.is_hidden => {
-                "rounding hides how large this gradient is: take a large constant out of the function, and compute all of it in its type"
+                "rounding hides how large this gradient is: take a large constant out of the function, or scale large inputs down, and \
+                 compute all of it in its type"
                     .to_string()
             }
             Verdict::Unknown if self.is_unsure => format!(
@@ -352,6 +365,7 @@ impl Report {
                 format_args!(",\"shape\":{shape:?},\"checked\":{},\"skipped\":{},", t.checked, t.skipped),
             );
             string(&mut json, "verdict", t.verdict().text());
+            write_into(&mut json, format_args!(",\"unseen\":{}", t.is_unseen));
             if let Some(directions) = t.directions {
                 write_into(&mut json, format_args!(",\"directions\":{directions}"));
             }

@@ -248,3 +248,114 @@ fn a_batch_of_two_with_a_small_eps_has_its_closed_form() {
         });
     }
 }
+
+/// Two products with a ReLU between them as one layer: each of its outputs hangs on several decisions.
+struct Composite<T> {
+    inner: Vec<T>,
+    outer: Vec<T>,
+    width: usize,
+    inputs: usize,
+    leaves_unwritten: bool,
+}
+
+impl<T: Element> Composite<T> {
+    fn new(inputs: usize, width: usize, seed: u64) -> Self {
+        let rng = &mut Rng::new(seed, "composite");
+        let mut draw = || (0..inputs * width).map(|_| T::from_f64(rng.normal())).collect();
+        Composite { inner: draw(), outer: draw(), width, inputs, leaves_unwritten: false }
+    }
+
+    fn hidden(&self, x: &[T], j: usize) -> T {
+        x.iter().zip(&self.inner[j * self.inputs..]).fold(T::ZERO, |sum, (x, w)| sum + *x * *w)
+    }
+
+    fn map(&self, base: &[T], x: &[T], y: &mut [T]) {
+        for ((base, x), y) in base.chunks(self.inputs).zip(x.chunks(self.inputs)).zip(y.chunks_mut(self.inputs)) {
+            let h: Vec<T> = (0..self.width)
+                .map(|j| if self.hidden(base, j) > T::ZERO { self.hidden(x, j) } else { T::ZERO })
+                .collect();
+            let written = self.inputs - usize::from(self.leaves_unwritten);
+            for (o, y) in y.iter_mut().enumerate().take(written) {
+                *y = h.iter().zip(&self.outer[o * self.width..]).fold(T::ZERO, |sum, (h, w)| sum + *h * *w);
+            }
+        }
+    }
+}
+
+impl<T: Element> Layer<T> for Composite<T> {
+    fn describe(&self) -> String {
+        "composite".to_string()
+    }
+
+    fn output_shape(&self, input: Shape) -> Result<Shape> {
+        Ok(input)
+    }
+
+    fn infer(&self, x: TensorRef<'_, T>, mut y: TensorMut<'_, T>, _: &mut [T]) -> Result<()> {
+        self.map(x.data(), x.data(), y.data());
+        Ok(())
+    }
+
+    fn forward(&mut self, x: TensorRef<'_, T>, y: TensorMut<'_, T>, _: &mut [T], s: &mut [T]) -> Result<()> {
+        self.infer(x, y, s)
+    }
+
+    fn forward_held(
+        &mut self,
+        base: TensorRef<'_, T>,
+        x: TensorRef<'_, T>,
+        mut y: TensorMut<'_, T>,
+        _: &mut [T],
+        _: &mut [T],
+    ) -> Result<()> {
+        self.map(base.data(), x.data(), y.data());
+        Ok(())
+    }
+
+    fn backward(
+        &mut self,
+        x: TensorRef<'_, T>,
+        dy: TensorRef<'_, T>,
+        dx: Option<TensorMut<'_, T>>,
+        _: &[T],
+        _: &mut [T],
+    ) -> Result<()> {
+        let Some(mut dx) = dx else { return Ok(()) };
+        let rows = x.data().chunks(self.inputs).zip(dy.data().chunks(self.inputs));
+        for ((x, dy), dx) in rows.zip(dx.data().chunks_mut(self.inputs)) {
+            dx.fill(T::ZERO);
+            for j in (0..self.width).filter(|&j| self.hidden(x, j) > T::ZERO) {
+                let written = self.inputs - usize::from(self.leaves_unwritten);
+                let dh = (0..written).fold(T::ZERO, |sum, o| sum + dy[o] * self.outer[o * self.width + j]);
+                for (dx, w) in dx.iter_mut().zip(&self.inner[j * self.inputs..]) {
+                    *dx = *dx + dh * *w;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn visit(&self, _: &mut dyn FnMut(Parameter<'_, T>)) {}
+
+    fn visit_mut(&mut self, _: &mut dyn FnMut(ParameterMut<'_, T>)) {}
+}
+
+fn composites<T: Element>(size: f64) {
+    for seed in 0..20 {
+        let x = normal_batch([16, 8], seed).unwrap();
+        let x: Vec<T> = x.data().iter().map(|x| T::from_f64(size * x)).collect();
+        let x = TensorRef::new([16, 8], &x).unwrap();
+        let what = format!("values of {size:e}, seed {seed}");
+        passes(&what, GradCheck::new(seed).layer(&mut Composite::<T>::new(8, 32, seed), x));
+        // What forward does not write is no constant.
+        let mut layer = Composite { leaves_unwritten: true, ..Composite::<T>::new(8, 32, seed) };
+        fails(&what, GradCheck::new(seed).layer(&mut layer, x));
+    }
+}
+
+#[test]
+fn a_layer_may_hold_many_decisions() {
+    composites::<f64>(1.0);
+    composites::<f64>(1e-6);
+    composites::<f32>(1.0);
+}
