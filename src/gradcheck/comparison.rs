@@ -22,7 +22,7 @@ const ABOVE_NOISE: f64 = 8.0;
 /// right. Nor if the noise is more than the root of the roundoff of the function: what it does is not computed in the precision of its type.
 const HIDDEN: [f64; 2] = [1e-3, 0.1];
 
-/// By how much steps are made longer where noise hides a gradient.
+/// By how much steps are made longer where noise hides a gradient: so much, and more where it would take more than four times.
 const LONGER: f64 = 8.0;
 
 /// Part of the gap at a kink by which a gradient may be beyond the slopes of its sides, which are differences themselves.
@@ -110,9 +110,10 @@ impl<T: Element> Comparison<'_, T> {
                 None => full(v, &mut probe, numeric, tolerance, &mut rng)?,
             };
             // Longer steps see more of what noise hides.
+            let stride = LONGER.max(ladder.room().powf(0.25));
             let mut is_lost = report.is_raised || report.verdict() == Verdict::Unknown;
             while is_lost && numeric.longer < ladder.room() {
-                numeric.longer = (LONGER * numeric.longer).min(ladder.room());
+                numeric.longer = (stride * numeric.longer).min(ladder.room());
                 let longer = ladder.longer(numeric.longer);
                 let mut along = |h| probe.along(&even, h, &v.analytic);
                 let far = along(longer.first())?.rounding / ROUNDINGS;

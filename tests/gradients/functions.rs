@@ -360,6 +360,25 @@ fn a_constant_does_not_loosen_the_tolerance_in_silence() {
     assert!(report.contains("is allowed, which rounding of the function hides"), "{report}");
 }
 
+/// However small or large the values, and whether there is anything to be seen or not.
+#[test]
+fn a_check_asks_for_a_bounded_number_of_answers() {
+    for size in [1e-308, 1e-300, 1e-30, 1.0, 1e30, 1e300] {
+        let x: Vec<f64> = normals(&mut Rng::new(3, "x"), 6).iter().map(|x| size * x).collect();
+        let functions: [fn(f64) -> f64; 4] = [|_| 1.0, |x| 1e15 + x, f64::abs, |x| if x > 0.0 { 1.0 } else { 0.0 }];
+        for (which, f) in functions.into_iter().enumerate() {
+            let mut calls = 0;
+            let forward = |[x]: [&[f64]; 1], y: &mut [f64]| {
+                calls += 1;
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
+            };
+            // Whatever it says.
+            let _ = GradCheck::new(1).function([Input::new("x", [6], &x)], 6, forward, |_, _, [dx]| dx.fill(0.0));
+            assert!(calls < 6 * 6000, "{calls} for function {which} of values of {size:e}");
+        }
+    }
+}
+
 /// A kink that is small beside how the function bends is one all the same.
 #[test]
 fn a_kink_in_a_curve_is_one() {
