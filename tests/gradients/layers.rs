@@ -359,3 +359,19 @@ fn a_layer_may_hold_many_decisions() {
     composites::<f64>(1e-6);
     composites::<f32>(1.0);
 }
+
+/// Inputs of f32 that are coarse beside how far they are apart are neither noise nor a kink.
+#[test]
+fn a_narrow_channel_in_f32() {
+    for spread in [1.0, 1e-1, 1e-2, 1e-3, 1e-4] {
+        for seed in 0..60 {
+            let rng = &mut Rng::new(seed, "x");
+            let value = |i: usize, normal: f64| if i % 4 == 1 { 3.0 + spread * normal } else { normal };
+            let x: Vec<f32> = (0..32).map(|i| f32::from_f64(value(i, rng.normal()))).collect();
+            for check in [GradCheck::new(seed), GradCheck::new(seed).fast()] {
+                let mut norm = BatchNorm1d::<f32>::new(4).unwrap();
+                passes(&format!("{spread:e}"), check.layer(&mut norm, TensorRef::new([8, 4], &x).unwrap()));
+            }
+        }
+    }
+}
