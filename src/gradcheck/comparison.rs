@@ -14,6 +14,9 @@ const DIRECTIONS: usize = 4;
 /// How many times the roundoff of what a function returns its differences may be off by.
 const ROUNDINGS: f64 = 8.0;
 
+/// How many roundings of all outputs those that a tensor moves are at least, or rounding of the others swallows them.
+const SWALLOWED: f64 = 4.0;
+
 /// What is less than so many times what noise leaves in a difference cannot be told from zero: five standard deviations, if the noise is
 /// twice what it was measured to be.
 const ABOVE_NOISE: f64 = 8.0;
@@ -89,17 +92,16 @@ impl<T: Element> Comparison<'_, T> {
             // That of the outputs which the tensor moves, in its neighbourhood; where it moves none to speak of, they have been rounded all
             // the same.
             let near = probe.along(&directions[0], ladder.near(), &v.analytic)?.rounding / (ROUNDINGS * T::ROUNDOFF);
-            let moves = near.is_finite() && near > 4.0 * T::ROUNDOFF * size;
-            let (size, still) = if moves { (near, size) } else { (size, 0.0) };
+            let is_moved = near.is_finite() && near > SWALLOWED * T::ROUNDOFF * size;
+            let (size, still) = if is_moved { (near, size) } else { (size, 0.0) };
             let noise = measured.max(T::ROUNDOFF * size);
             let slope = slope(&mut |h| probe.along(&directions[0], h, &v.analytic), ladder, noise)?;
-            let mut numeric = Numeric {
-                noise,
-                longer: 1.0,
-                hidden: ABOVE_NOISE * noise / ladder.third(),
-                still: T::ROUNDOFF * still / ladder.third(),
-                typical,
+            let numeric_for = |noise: f64, longer: f64| {
+                let third = ladder.longer(longer).third();
+                let (hidden, still) = (ABOVE_NOISE * noise / third, T::ROUNDOFF * still / third);
+                Numeric { noise, longer, hidden, still, typical }
             };
+            let mut numeric = numeric_for(noise, 1.0);
             let is_noisy = noise > T::ROUNDOFF.sqrt() * size;
             let quick = match settings.is_fast {
                 true => fast(v, &mut probe, (ladder, numeric), tolerance, &directions)?,
@@ -113,15 +115,13 @@ impl<T: Element> Comparison<'_, T> {
             let stride = LONGER.max(ladder.room().powf(0.25));
             let mut is_lost = report.is_raised || report.verdict() == Verdict::Unknown;
             while is_lost && numeric.longer < ladder.room() {
-                numeric.longer = (stride * numeric.longer).min(ladder.room());
-                let longer = ladder.longer(numeric.longer);
+                let longer = (stride * numeric.longer).min(ladder.room());
+                let first = ladder.longer(longer).first();
                 let mut along = |h| probe.along(&even, h, &v.analytic);
-                let far = along(longer.first())?.rounding / ROUNDINGS;
+                let far = along(first)?.rounding / ROUNDINGS;
                 let far = if far.is_finite() { far } else { 0.0 };
                 // A shift that is large beside the values has roundings of its own.
-                numeric.noise = noise.max(far).max(differences::noise(&mut along, ladder, longer.first())?);
-                numeric.hidden = ABOVE_NOISE * numeric.noise / longer.third();
-                numeric.still = T::ROUNDOFF * still / longer.third();
+                numeric = numeric_for(noise.max(far).max(differences::noise(&mut along, ladder, first)?), longer);
                 let seen = full(v, &mut probe, numeric, tolerance, &mut rng)?;
                 // But they may reach a kink, or more noise than there is here,
                 if seen.skipped > report.skipped || (seen.is_unseen && !report.is_unseen) {

@@ -5,9 +5,9 @@
 //! For a smooth function of one variable, `D(h) = (f(h) - f(-h)) / 2h = f'(0) + a h^2 + O(h^4) + O(u |f| / h)`. Steps go down a ladder
 //! by a factor r, and each two neighbours are extrapolated to `R = D(h/r) + (D(h/r) - D(h)) / (r^2 - 1)`, which lacks the term in h^2
 //! (Richardson). The doubt of an R is by how much it differs from the R before it, whose error is r^4 times as large where the ladder
-//! converges, the square of the part by which D changed (two R may agree by accident before it does), and what rounding leaves in its shorter
-//! step. The answer is the R with the least doubt, whatever the gradient is that it will
-//! be compared with. The ladder ends as soon as the doubt is below what is asked for: after three steps mostly.
+//! converges, the square of the part by which D changed (two R may agree by accident before it does), and what rounding leaves in its
+//! shorter step. The answer is the R with the least doubt, whatever the gradient is that it will be compared with. The ladder ends as
+//! soon as the doubt is below what is asked for: after three steps mostly.
 //!
 //! The first step is drawn, and r is no round number: a function that repeats itself with the steps would otherwise look like another one.
 //!
@@ -17,9 +17,9 @@
 //! J being the jump of the slope. Extrapolating the gaps of two neighbours, `jump = (r gap(h/r) - gap(h)) / (r - 1)`, takes `f'' h` out,
 //! however small J is beside it: what is left falls with h^3 for a smooth function, and stays J at a kink. Neighbours whose jump is above
 //! rounding, and does not shrink, are not believed. Where d lies between two steps of the ladder, three of them do not agree. If none
-//! is sure enough, and the jump has stayed as it was above rounding but has not shrunk three times since (passing d may
-//! shrink it twice), the variable is at a kink, or so near one that the ladder does not get in front of it: there is no derivative to be compared with. The slopes of
-//! the two sides are extrapolated likewise.
+//! is sure enough, and the jump has stayed as it was above rounding but has not shrunk three times since (passing d may shrink it twice),
+//! the variable is at a kink, or so near one that the ladder hardly gets in front of it: there is no derivative to be compared with, unless
+//! one is told well from the slopes of the two sides, which are extrapolated likewise.
 //!
 //! # Noise
 //!
@@ -61,9 +61,9 @@ impl Ladder {
     /// For a variable of type `T` that is as large as `value`, in a tensor whose values are `typical`.
     ///
     /// f64: from 2^-10 to 2^-9 for the first step, down to 3e-12 in sixteen; the first three have truncations below 1e-13 and a rounding of
-    /// 1e-12 of a function that bends within 1. f32: from 2^-4 to 2^-3, down to 2e-6 in nine. The last are for steep functions. Where values are small,
-    /// the function may bend within their size, or not: steps begin at the root of it, and there are more of them. So there are for a small
-    /// value among larger ones, which may be near a pole. A large value gets steps that it does not swallow.
+    /// 1e-12 of a function that bends within 1. f32: from 2^-4 to 2^-3, down to 2e-6 in nine. The last are for steep functions.
+    /// Where values are small, the function may bend within their size, or not: steps begin at the root of it, and there are more of them. So
+    /// there are for a small value among larger ones, which may be near a pole. A large value gets steps that it does not swallow.
     pub(super) fn new<T: Element>(value: f64, typical: f64, rng: &mut Rng) -> Self {
         let (steps, [first, taylor, tiny, near, swallowed]) =
             if is_f64::<T>() { (16, [-10, -5, -30, -8, -20]) } else { (9, [-4, -1, -16, -2, -8]) };

@@ -32,7 +32,7 @@ impl Basis {
             Basis::F64 => (1e-5, 1e-7),
             // u is 6e-8, and a sum of a thousand products loses some thirty of it.
             Basis::F32AgainstF64 => (1e-4, 1e-5),
-            // Differences of what is off by u, over steps of 2^-4 to 2^-11.
+            // Differences of what is off by u, over steps of 2^-4 and shorter.
             Basis::F32 => (1e-2, 1e-3),
             Basis::Twin => (0.0, 0.0),
         }

@@ -374,6 +374,7 @@ fn a_check_asks_for_a_bounded_number_of_answers() {
             };
             // Whatever it says.
             let _ = GradCheck::new(1).function([Input::new("x", [6], &x)], 6, forward, |_, _, [dx]| dx.fill(0.0));
+            // Six times at most, each entry is stepped to both sides some 250 times: 3000, and as many again to spare.
             assert!(calls < 6 * 6000, "{calls} for function {which} of values of {size:e}");
         }
     }
@@ -415,6 +416,9 @@ fn what_cannot_be_seen_is_not_said_to_be_right() {
         let report = fails("a huge shift", shifted(by, 1.0));
         assert_eq!(report.tensors[0].verdict(), Verdict::Unknown, "{report}");
     }
+    // Where nothing can be seen, that is said.
+    let report = passes("a constant that swallows it", shifted(1e15, -1.0));
+    assert!(report.tensors[0].is_unseen && report.to_string().contains("nothing of a gradient is seen"), "{report}");
     let jump = |factor: f64| {
         let forward = |[x]: [&[f64]; 1], y: &mut [f64]| {
             (y[0], y[1], y[2]) = (if x[0] > 1e-12 { 1.0 } else { 0.0 }, x[1], x[2]);
